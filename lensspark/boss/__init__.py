@@ -1,0 +1,13 @@
+"""BOSS, eBOSS and SDSS-I/II spectra: which files a survey tree holds, and their contents as arrays.
+
+`survey_files` lists a tree, `join_catalogues` adds what survey-wide catalogues know, `read_unit` reads one file.
+"""
+
+from lensspark.boss.catalogue import join_catalogues
+from lensspark.boss.fits import Fault
+from lensspark.boss.grid import window_pixels
+from lensspark.boss.listing import LAYOUTS, Key, Survey, Unit, survey_files
+from lensspark.boss.read import PLANES, Spectra, read_unit
+
+__all__ = ["LAYOUTS", "PLANES", "Fault", "Key", "Spectra", "Survey", "Unit", "join_catalogues", "read_unit",
+           "survey_files", "window_pixels"]

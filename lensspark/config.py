@@ -1,0 +1,270 @@
+"""Configuration: TOML files laid over each other, checked, as frozen dataclasses.
+
+`conf/default.toml` documents every key with its unit and reason; this module declares the types and limits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import os
+import shutil
+import tempfile
+import tomllib
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names key, value and expectation."""
+
+
+def resource(name: str) -> Path:
+    """Path of a file that ships with lensspark: `conf/default.toml`, `models/default`, ...
+
+    Installed, everything lies inside the package; in a checkout conf/ and jobs/ lie beside it; of a zip on sys.path
+    (--py-files) the files are unpacked into a folder of the user's own. Raises FileNotFoundError.
+    """
+    package = _unpacked(Path(__file__).resolve().parent)
+    for folder in (package, package.parent):
+        if (folder / name).exists():
+            return folder / name
+    raise FileNotFoundError(f"{name} does not ship with lensspark (looked in {package} and {package.parent})")
+
+
+@functools.cache
+def _unpacked(package: Path) -> Path:
+    """`package`, or where it lies in a zip, a copy on disk named by the zip's hash and shared by all its users."""
+    archive = next((parent for parent in package.parents if parent.is_file()), None)
+    if archive is None:
+        return package
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"lensspark-{os.getuid()}-{digest}"
+    if not folder.exists():
+        scratch = tempfile.mkdtemp(dir=folder.parent)
+        with zipfile.ZipFile(archive) as members:
+            members.extractall(scratch)
+        try:
+            os.rename(scratch, folder)
+        except OSError:  # another worker was first
+            shutil.rmtree(scratch)
+    if folder.stat().st_uid != os.getuid():
+        raise PermissionError(f"{folder} belongs to user {folder.stat().st_uid}; expected {os.getuid()}")
+    return folder / package.relative_to(archive)
+
+
+def _one_of(*choices: str) -> dict[str, Any]:
+    return {"choices": choices}
+
+
+def _between(low: float, high: float) -> dict[str, Any]:
+    return {"low": low, "high": high}
+
+
+def _field(**limits: Any) -> Any:
+    return dataclasses.field(metadata=limits)
+
+
+@dataclass(frozen=True)
+class Read:
+    layout: str = _field(**_one_of("auto", "spplate", "lite"))
+    window: tuple[float, ...] = _field(**_between(2500, 12000), length=2)
+    max_rows_per_batch: int = _field(**_between(1, 10_000))
+    target_partition_mb: int = _field(**_between(1, 100_000))
+
+
+@dataclass(frozen=True)
+class Selection:
+    sample: str = _field(**_one_of("published", "classical", "all"))
+    z_min: float = _field(**_between(-1, 10))
+    max_sky_chi2: float = _field(**_between(0, 1e6))
+
+
+@dataclass(frozen=True)
+class Input:
+    channels: tuple[str, ...] = _field(low_length=1)
+    bad_pixel_bits: tuple[int, ...] = _field(**_between(0, 31))
+    bad_fibre_bits: tuple[int, ...] = _field(**_between(0, 31))
+    lens_lines: tuple[float, ...] = _field(**_between(500, 12000))
+    lens_line_half_width_px: int = _field(**_between(0, 100))
+    sky_lines: tuple[float, ...] = _field(**_between(2500, 12000))
+    sky_line_half_width_px: int = _field(**_between(0, 100))
+    fit_components: int = _field(**_between(1, 100))
+    fit_poly_terms: int = _field(**_between(0, 10))
+    fit_passes: int = _field(**_between(1, 5))
+    fit_clip_sigma: float = _field(**_between(1, 100))
+    min_usable_fraction: float = _field(**_between(0, 1))
+
+
+@dataclass(frozen=True)
+class Network:
+    channels: tuple[int, ...] = _field(**_between(1, 4096), low_length=1)
+    convolutions_per_block: int = _field(**_between(1, 10))
+    kernel: int = _field(**_between(1, 101))
+    dropout: float = _field(**_between(0, 0.95))
+    shortcuts: bool = _field()
+    pooled: tuple[str, ...] = _field(**_one_of("mean", "max", "heat"), low_length=1)
+    heat_block: int = _field(**_between(1, 8))
+
+
+@dataclass(frozen=True)
+class Loss:
+    kind: str = _field(**_one_of("cross_entropy", "focal", "literal"))
+    gamma: float = _field(**_between(0, 10))
+    alpha: float = _field(**_between(0, 1))
+    position_weight: float = _field(**_between(0, 100))
+
+
+@dataclass(frozen=True)
+class Training:
+    epochs: int = _field(**_between(1, 10_000))
+    batch_size: int = _field(**_between(1, 100_000))
+    learning_rate: float = _field(**_between(1e-8, 1))
+    seed: int = _field(**_between(0, 2**31))
+    validation_plates: float = _field(**_between(0, 0.9))
+
+
+@dataclass(frozen=True)
+class Score:
+    model: str = _field()
+    threshold: float = _field(**_between(0, 1))
+    engine: str = _field(**_one_of("auto", "openvino", "tensorflow"))
+    precision: str = _field(**_one_of("f32", "bf16"))
+    batch_size: int = _field(**_between(1, 100_000))
+
+
+@dataclass(frozen=True)
+class Vetting:
+    min_line_peak: float = _field(**_between(-1e6, 1e6))
+    min_line_snr: float = _field(**_between(-1e6, 1e6))
+    max_mask_fraction: float = _field(**_between(0, 1))
+    max_line_hits: int = _field(**_between(1, 10_000))
+
+
+@dataclass(frozen=True)
+class Limits:
+    max_quarantine_fraction: float = _field(**_between(0, 1))
+
+
+@dataclass(frozen=True)
+class Report:
+    max_candidates: int = _field(**_between(0, 100_000))
+
+
+@dataclass(frozen=True)
+class Mock:
+    lya: float = _field(**_between(0, 1))
+    oii: float = _field(**_between(0, 1))
+    airglow: float = _field(**_between(0, 1))
+    cosmic: float = _field(**_between(0, 1))
+    lens_line: float = _field(**_between(0, 1))
+    crosstalk: float = _field(**_between(0, 1))
+    sky: float = _field(**_between(0, 1))
+    star: float = _field(**_between(0, 1))
+    repeat: float = _field(**_between(0, 1))
+    symmetric: float = _field(**_between(0, 1))
+    double_peaked: float = _field(**_between(0, 1))
+    line_window: tuple[float, ...] = _field(**_between(3600, 10000), length=2)
+    line_flux: float = _field(**_between(0, 1e6))
+    line_flux_scatter: float = _field(**_between(0, 10))
+    line_snr: tuple[float, ...] = _field(**_between(0, 1e6))
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole configuration; `load` is the way to get one."""
+
+    read: Read
+    selection: Selection
+    input: Input
+    network: Network
+    loss: Loss
+    training: Training
+    score: Score
+    vetting: Vetting
+    limits: Limits
+    report: Report
+    mock: Mock
+    mock_training: Mock
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def load(files: list[str] | tuple[str, ...] = (), settings: list[str] | tuple[str, ...] = ()) -> Config:
+    """The defaults, overlaid by TOML `files` in order and then by `settings` such as "score.threshold=0.9".
+
+    Raises ConfigError for a file that cannot be read, an unknown key, a wrong type or a value out of its limits.
+    """
+    tree = _read_toml(resource("conf/default.toml"))
+    for file in files:
+        _overlay(tree, _read_toml(Path(file)), str(file))
+    for setting in settings:
+        _overlay(tree, _parse_setting(setting), f"--set {setting}")
+    return from_dict(tree)
+
+
+def from_dict(tree: dict[str, Any]) -> Config:
+    """A Config from nested dictionaries, such as `Config.as_dict` gives or a model's card holds; raises ConfigError."""
+    return Config(**{name: _section(kind, tree.get(name, {}), name) for name, kind in get_type_hints(Config).items()})
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as TOML: {error}") from error
+
+
+def _parse_setting(setting: str) -> dict[str, Any]:
+    key, equals, text = setting.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not (equals and dot and name):
+        raise ConfigError(f"--set {setting!r}: expected section.key=value")
+    try:
+        value = tomllib.loads(f"v = {text.strip()}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word is a string
+    return {section: {name: value}}
+
+
+def _overlay(tree: dict[str, Any], top: dict[str, Any], origin: str) -> None:
+    for section, values in top.items():
+        if section not in tree or not isinstance(values, dict):
+            raise ConfigError(f"{origin}: unknown section {section!r}; expected one of {sorted(tree)}")
+        for key, value in values.items():
+            if key not in tree[section]:
+                raise ConfigError(f"{origin}: unknown key {section}.{key}; expected one of {sorted(tree[section])}")
+            tree[section][key] = value
+
+
+def _section(kind: type, values: dict[str, Any], name: str) -> Any:
+    hints = get_type_hints(kind)
+    checked = {}
+    for item in dataclasses.fields(kind):
+        if item.name not in values:
+            raise ConfigError(f"{name}.{item.name} is missing")
+        checked[item.name] = _check(f"{name}.{item.name}", values[item.name], hints[item.name], item.metadata)
+    return kind(**checked)
+
+
+def _check(key: str, value: Any, kind: Any, limits: Any) -> Any:
+    if get_origin(kind) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{key} = {value!r}: expected a list")
+        if len(value) < limits.get("low_length", 0) or len(value) != limits.get("length", len(value)):
+            expected = limits.get("length", f"at least {limits.get('low_length')}")
+            raise ConfigError(f"{key} = {list(value)!r}: expected {expected} values")
+        return tuple(_check(key, item, get_args(kind)[0], limits) for item in value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise ConfigError(f"{key} = {value!r}: expected {kind.__name__}")
+    if "choices" in limits and value not in limits["choices"]:
+        raise ConfigError(f"{key} = {value!r}: expected one of {list(limits['choices'])}")
+    if "low" in limits and not limits["low"] <= value <= limits["high"]:
+        raise ConfigError(f"{key} = {value!r}: expected {limits['low']} to {limits['high']}")
+    return value

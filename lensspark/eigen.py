@@ -1,0 +1,122 @@
+"""The foreground galaxy: a basis of eigenspectra, and its weighted fit at a known redshift.
+
+All grids are BOSS's: pixel k lies at log10(wavelength / Angstrom) = k * 1e-4, vacuum (FACTS of the SDSS data model,
+https://data.sdss.org/datamodel/files/BOSS_SPECTRO_REDUX/RUN2D/PLATE4/spPlate.html), so that a redshift is a shift.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+DLOGLAM = 1e-4  # dex per pixel, 69.03 km/s
+PHASES = 4  # sub-pixel shifts that are tabulated: redshifts are rounded to a quarter pixel, 17 km/s
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Eigenspectra on the rest-frame pixel grid.
+
+    first_pixel: index of the first pixel; vectors: (n_vectors, n_pix) float32, most important first;
+    coefficients: (n_sample, n_vectors) float32, a sample of the population that the basis was made from;
+    provenance: where it came from.
+    """
+
+    first_pixel: int
+    vectors: np.ndarray
+    coefficients: np.ndarray
+    provenance: str = field(default="", compare=False)
+
+    @classmethod
+    def load(cls, source: str | Path | bytes) -> Basis:
+        """From the .npz file (or its bytes) that `save` wrote. Raises ValueError if it is not one."""
+        stream = io.BytesIO(source) if isinstance(source, bytes) else source
+        try:
+            with np.load(stream, allow_pickle=False) as file:
+                basis = cls(int(file["first_pixel"]), file["vectors"], file["coefficients"], str(file["provenance"]))
+        except (KeyError, ValueError, OSError) as error:
+            name = "the given bytes" if isinstance(source, bytes) else source
+            raise ValueError(f"{name}: not a basis of eigenspectra: {error}") from error
+        if basis.vectors.ndim != 2 or basis.coefficients.shape[1:] != basis.vectors.shape[:1]:
+            shapes = f"{basis.vectors.shape} and {basis.coefficients.shape}"
+            raise ValueError(f"basis: vectors and coefficients have shapes {shapes}; expected (K, n) and (M, K)")
+        return basis
+
+    def save(self, path: str | Path) -> None:
+        np.savez_compressed(
+            path,
+            first_pixel=np.int64(self.first_pixel),
+            vectors=self.vectors.astype(np.float32),
+            coefficients=self.coefficients.astype(np.float32),
+            provenance=np.str_(self.provenance),
+        )
+
+    @cached_property
+    def _phased(self) -> np.ndarray:
+        """(PHASES, n_vectors, n_pix): the vectors sampled 0, 1/4, 1/2, 3/4 pixel redwards."""
+        here = self.vectors
+        following = np.concatenate([here[:, 1:], here[:, -1:]], axis=1)
+        steps = (np.arange(PHASES) / PHASES)[:, None, None]
+        return ((1 - steps) * here + steps * following).astype(np.float32)
+
+    def at(self, z: np.ndarray, first_pixel: int, n_pix: int, n_vectors: int | None = None) -> np.ndarray:
+        """The vectors as observed at redshifts `z` (n,) on pixels first_pixel ... first_pixel + n_pix - 1.
+
+        Returns (n, n_vectors, n_pix) float32; zero where the basis does not reach.
+        """
+        table = self._phased[:, :n_vectors]
+        size = table.shape[2]
+        quarters = np.rint((first_pixel - self.first_pixel - np.log10(1 + np.asarray(z)) / DLOGLAM) * PHASES)
+        start, phase = np.divmod(quarters.astype(np.int64), PHASES)
+        # Zeros on both sides make every start valid, also for a redshift that leaves the basis' range altogether.
+        padded = np.pad(table, ((0, 0), (0, 0), (n_pix, n_pix)))
+        windows = sliding_window_view(padded, n_pix, axis=2)
+        return windows[phase, :, np.clip(start + n_pix, 0, size + n_pix)]
+
+
+def legendre(n_pix: int, n_terms: int) -> np.ndarray:
+    """Legendre polynomials 0 ... n_terms - 1 across the window, (n_terms, n_pix) float32."""
+    x = np.linspace(-1, 1, n_pix)
+    return np.polynomial.legendre.legvander(x, max(n_terms - 1, 0)).T[:n_terms].astype(np.float32)
+
+
+def weighted_fit(design: np.ndarray, flux: np.ndarray, ivar: np.ndarray) -> np.ndarray:
+    """Weighted least squares of each spectrum with its own design matrix.
+
+    design (n, k, n_pix), flux and ivar (n, n_pix), float32. Returns coefficients (n, k) float64. A spectrum without
+    weight gives zeros; a small ridge (1e-6 of the mean diagonal) keeps degenerate designs solvable.
+    """
+    weighted = design * ivar[:, None, :]
+    normal = (weighted @ design.transpose(0, 2, 1)).astype(np.float64)
+    right = (weighted @ flux[:, :, None]).astype(np.float64)
+    k = design.shape[1]
+    ridge = 1e-6 * np.trace(normal, axis1=1, axis2=2) / k
+    normal[:, np.arange(k), np.arange(k)] += np.where(ridge > 0, ridge, 1.0)[:, None]
+    return np.linalg.solve(normal, right)[:, :, 0]
+
+
+def pca(spectra: np.ndarray, n_vectors: int) -> tuple[np.ndarray, np.ndarray]:
+    """Non-centred principal components of `spectra` (n, n_pix), every pixel weighted by 1 / its rms over the sample.
+
+    The weight makes a relative error count the same in the faint ultraviolet as in the bright optical; without
+    centring the first vector is the mean spectrum's shape, so that the first k vectors alone can fit a galaxy.
+    Returns vectors (n_vectors, n_pix), each of rms 1, and coefficients (n, n_vectors), both float64.
+    """
+    rms = np.sqrt(np.mean(np.square(spectra, dtype=np.float64), axis=0))
+    weighted = spectra / np.where(rms > 0, rms, 1.0)
+    if len(weighted) < weighted.shape[1]:  # the smaller of the two Gram matrices has the same eigenvalues
+        _, left = np.linalg.eigh(weighted @ weighted.T)
+        right = left[:, ::-1][:, :n_vectors].T @ weighted
+    else:
+        right = np.linalg.eigh(weighted.T @ weighted)[1][:, ::-1][:, :n_vectors].T
+    right /= np.linalg.norm(right, axis=1, keepdims=True)
+    coefficients = weighted @ right.T
+    sign = np.sign(coefficients.sum(axis=0))
+    vectors = right * rms * sign[:, None]
+    scale = np.sqrt(np.mean(vectors**2, axis=1))
+    return vectors / scale[:, None], coefficients * sign * scale

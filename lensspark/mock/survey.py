@@ -1,0 +1,225 @@
+"""`observe_plate`: the spectra, catalogue and truth of some fibres of a mock plate.
+
+Every number is drawn from (seed, plate), (seed, plate, mjd) or (seed, plate, mjd, fiberid): a spectrum does not depend
+on which others are made with it, on where, nor on the wavelength range that is asked for.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import ndtri
+
+from lensspark import lines, schema
+from lensspark.config import Mock
+from lensspark.eigen import DLOGLAM, Basis
+from lensspark.mock import instrument, objects, profiles
+from lensspark.mock.instrument import FULL_FIRST, FULL_N
+from lensspark.mock.objects import KINDS, N_FIBRES, Objects
+
+RUN2D = "v5_7_0"
+_CHUNK = 250  # fibres at a time: 10 eigenspectra of each over the whole range are 47 MB
+_N_SCALARS = 32
+_ARTEFACT_SNR = {"airglow": (4.0, 20.0), "cosmic": (4.0, 40.0)}
+_CROSSTALK = 0.03  # of the next fibre's light
+_CALIBRATION_WIGGLE = 0.012  # of a fibre's flux calibration beside the plate's, over about 90 px
+_SKY_ERROR, _SKY_SHIFT = 0.006, 0.015  # sky subtraction: of the sky's flux, and px of wavelength
+
+
+def observe_plate(
+    seed: int, plate: int, mjd: int, fiberids: np.ndarray, settings: Mock, basis: Basis,
+    first_pixel: int | None = None, n_pix: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Columns of n = len(fiberids) mock spectra: schema's KEY, CATALOGUE, PIXELS and TRUTH (but path and fault).
+
+    fiberids: 1 ... 1000, any order. Pixels first_pixel ... first_pixel + n_pix - 1 of the 1e-4 dex grid (default: the
+    plate's own 4600-4660); planes are (n, n_pix) float32 or int32, the rest (n,). Truth that does not exist is NaN.
+    line_flux sums a double line's peaks; line_fwhm and line_alpha are the brighter peak's; sn_median is that of the
+    pixels asked for. Raises ValueError for fibres or pixels out of range, or kinds that add up to more than 1.
+    """
+    fiberids = np.asarray(fiberids, dtype=np.int64)
+    if fiberids.size and not (1 <= fiberids.min() and fiberids.max() <= N_FIBRES):
+        raise ValueError(f"fiberids {fiberids.min()} ... {fiberids.max()}: expected 1 to {N_FIBRES}")
+    if (total := sum(getattr(settings, name) for name in KINDS[1:])) > 1 + 1e-9:
+        raise ValueError(f"mock: the fractions of the kinds add up to {total:.3f}; expected at most 1")
+    conditions = instrument.observe_conditions(seed, plate, mjd)
+    first = conditions.first_pixel if first_pixel is None else first_pixel
+    n_pix = conditions.n_pix if n_pix is None else n_pix
+    if not (FULL_FIRST <= first and first + n_pix <= FULL_FIRST + FULL_N):
+        raise ValueError(f"pixels {first} ... {first + n_pix - 1}: expected {FULL_FIRST} to {FULL_FIRST + FULL_N - 1}")
+    chunks = [
+        _observe(seed, plate, mjd, fiberids[i : i + _CHUNK], settings, basis, conditions, first, n_pix)
+        for i in range(0, max(len(fiberids), 1), _CHUNK)
+    ]
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def _randoms(seed: int, plate: int, mjd: int, fiberids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scalars (n, 32), normals (n, FULL_N + 1) and uniforms (n, FULL_N) of each observation, one stream per fibre."""
+    scalars = np.empty((len(fiberids), _N_SCALARS))
+    normals = np.empty((len(fiberids), FULL_N + 1), dtype=np.float32)
+    uniforms = np.empty((len(fiberids), FULL_N), dtype=np.float32)
+    for i, fiberid in enumerate(fiberids):
+        rng = np.random.Generator(np.random.Philox(key=[seed, plate << 40 | mjd << 16 | int(fiberid)]))
+        rng.random(out=scalars[i])
+        rng.standard_normal(out=normals[i], dtype=np.float32)
+        rng.random(out=uniforms[i], dtype=np.float32)
+    return scalars, normals, uniforms
+
+
+def _observe(seed, plate, mjd, fiberids, settings, basis, conditions, first, n_pix) -> dict[str, np.ndarray]:
+    pixels = slice(first - FULL_FIRST, first - FULL_FIRST + n_pix)
+    targets = objects.draw(seed, plate, fiberids, settings)
+    scalars, normals, uniforms = _randoms(seed, plate, mjd, fiberids)
+    uniforms = uniforms[:, pixels]
+    lsf = instrument.lsf_of_fibres(conditions, fiberids, pixels)
+    simple, light = objects.continua(targets, basis, first, n_pix)
+    emitted = objects.emission(targets, settings, conditions, scalars[:, :8])
+    leaking = np.flatnonzero(targets.kind == KINDS.index("crosstalk"))
+    leaked, leaked_light = _leaked(seed, plate, fiberids, leaking, settings, basis, first, n_pix)
+    light[leaking] += leaked_light
+    emitted = objects.Lines.join([emitted, leaked])
+    line, other = _render(emitted, lsf, first)
+
+    scale = np.exp(instrument.FIBRE_SCALE_SCATTER * ndtri(scalars[:, 8])).astype(np.float32)[:, None]
+    sky = scale * conditions.sky[pixels].astype(np.float32)
+    measured, and_mask, or_mask = instrument.masks(conditions, uniforms, scalars[:, 9:14], pixels)
+
+    def variance(flux: np.ndarray) -> np.ndarray:
+        per_flux, per_sky = (getattr(conditions, f"{k}_variance")[pixels].astype(np.float32) for k in ("object", "sky"))
+        return scale * (per_flux * np.maximum(flux, 0) + per_sky * sky)
+
+    factor = _line_scale(targets, settings, scalars[:, 15], line, measured / variance(light + other))
+    line *= factor[:, None].astype(np.float32)
+    own = np.isin(targets.kind, [KINDS.index("oii")])
+    other[own] *= factor[own, None].astype(np.float32)
+    light += other + line
+    true_variance = variance(light)
+    noise = instrument.correlated(normals[:, pixels.start : pixels.stop + 1])
+    noise *= np.sqrt(true_variance) * conditions.true_over_reported[pixels].astype(np.float32)
+    # The reported errors scatter by 4 % about their mean, as variances estimated from a few exposures do.
+    ivar = np.where(measured, np.exp(np.float32(0.28) * (uniforms - np.float32(0.5))) / true_variance, np.float32(0))
+    flux = light * _calibration(conditions, scalars[:, 16:32], n_pix, pixels) + _sky_residual(sky, scalars[:, 20:22])
+    columns = _catalogue(seed, plate, mjd, fiberids, targets, scalars, conditions)
+    columns |= _truth(targets, emitted, line, ivar, factor)
+    own_lines = np.isin(targets.kind, [KINDS.index("lens_line"), KINDS.index("clean")])
+    simple[own_lines] += (other + line)[own_lines]
+    columns |= {
+        "loglam0": np.full(len(fiberids), first * DLOGLAM),
+        "flux": flux + noise, "ivar": ivar, "and_mask": and_mask, "or_mask": or_mask, "wdisp": lsf, "sky": sky,
+        "model": simple,
+    }
+    columns["sn_median"] = np.median(columns["flux"] * np.sqrt(ivar), axis=1).astype(np.float64)
+    return columns
+
+
+def _render(emitted: objects.Lines, lsf: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """Spectra (n, n_pix) of the primary lines and of all others."""
+    line, other = np.zeros_like(lsf), np.zeros_like(lsf)
+    where = np.clip(np.rint(np.log10(emitted.wave) / DLOGLAM).astype(int) - first, 0, lsf.shape[1] - 1)
+    sigma = np.where(emitted.artefact, 0.01, lsf[emitted.rows, where])
+    for spectra, chosen in ((line, emitted.primary), (other, ~emitted.primary)):
+        chosen = chosen & (emitted.flux > 0)
+        args = [getattr(emitted, name)[chosen] for name in ("rows", "wave", "flux", "fwhm", "alpha")]
+        profiles.add_lines(spectra, *args, sigma[chosen], first)
+    return line, other
+
+
+def _leaked(seed: int, plate: int, fiberids: np.ndarray, rows: np.ndarray, settings: Mock, basis: Basis, first: int,
+            n_pix: int) -> tuple[objects.Lines, np.ndarray]:
+    """What the fibres `rows`, of kind crosstalk, receive from the bright-line galaxies in the fibres after them."""
+    hosts = objects.draw(seed, plate, fiberids[rows] + 1, settings)
+    emitted = objects.own_lines(hosts, np.arange(len(rows)))
+    emitted.rows, emitted.flux = rows[emitted.rows], _CROSSTALK * emitted.flux
+    return emitted, np.float32(_CROSSTALK) * objects.continua(hosts, basis, first, n_pix)[1]
+
+
+def _line_scale(targets: Objects, settings: Mock, u: np.ndarray, line: np.ndarray, ivar: np.ndarray) -> np.ndarray:
+    """Factor (n,) on each spectrum's primary lines that gives those drawn by S/N the S/N they were drawn with."""
+    snr = np.sqrt(np.einsum("np,np,np->n", line, line, ivar, dtype=np.float64))
+    factor = np.ones(len(snr))
+    ranges = dict(_ARTEFACT_SNR)
+    if settings.line_snr:
+        ranges |= {name: settings.line_snr for name in ("lya", "oii")}
+    for name, (low, high) in ranges.items():
+        chosen = (targets.kind == KINDS.index(name)) & (snr > 0)
+        factor[chosen] = (low + (high - low) * u[chosen]) / snr[chosen]
+    return factor
+
+
+def _calibration(conditions, u: np.ndarray, n_pix: int, pixels: slice) -> np.ndarray:
+    """Error of the flux calibration, (n, n_pix) about 1: the plate's, and the fibre's own slow waves."""
+    x = np.linspace(0, 1, FULL_N, dtype=np.float32)[pixels]
+    wave = np.ones((len(u), n_pix), dtype=np.float32)
+    for k in range(4):
+        turns = 4.0 + 3.0 * k + 3.0 * u[:, 2 * k + 8]
+        phase = (turns[:, None] * x + u[:, 2 * k + 9, None]).astype(np.float32)
+        wave += np.float32(_CALIBRATION_WIGGLE / np.sqrt(2)) * np.sin(np.float32(2 * np.pi) * phase)
+    return wave + conditions.calibration[pixels].astype(np.float32)
+
+
+def _sky_residual(sky: np.ndarray, u: np.ndarray) -> np.ndarray:
+    amount, shift = (ndtri(u) * (_SKY_ERROR, _SKY_SHIFT)).astype(np.float32).T
+    return amount[:, None] * sky + shift[:, None] * np.gradient(sky, axis=1)
+
+
+def _catalogue(seed, plate, mjd, fiberids, targets: Objects, s: np.ndarray, conditions) -> dict[str, np.ndarray]:
+    """KEY and CATALOGUE columns; a few redshifts, classes and dispersions are wrong, as in any pipeline."""
+    n = len(fiberids)
+    sky, star = (targets.kind == KINDS.index(name) for name in ("sky", "star"))
+    u = targets.u
+    z_err = 4e-5 * 10 ** (0.35 * (targets.mag_i - 18.5) / 2 + 0.15 * ndtri(s[:, 16]))
+    wrong = (s[:, 17] < 0.006) & ~star
+    z = targets.z + z_err * ndtri(s[:, 18])
+    z = np.where(sky | wrong, 0.05 + 0.9 * s[:, 19], z)
+    zwarning = np.where(sky, 1 | 4, np.where(wrong, 4, np.where(s[:, 17] > 0.98, 16, 0))).astype(np.int64)
+    vdisp_err = 15 + 45 * s[:, 22] * (targets.mag_i - 16.5) / 3
+    vdisp = np.clip(230 + 45 * ndtri(u[:, 12]) + vdisp_err * ndtri(s[:, 23]), 0, 850)
+    vdisp = np.where(s[:, 9] < 0.02, 850.0, np.where(s[:, 9] > 0.99, 0.0, vdisp))
+    vdisp, vdisp_err = (np.where(star | sky, 0.0, v) for v in (vdisp, vdisp_err))
+    class_noqso = np.where(star, "STAR", "GALAXY")
+    lens_line = targets.kind == KINDS.index("lens_line")
+    subclass = np.where(star, objects.star_subclass(targets), "")
+    subclass = np.where(targets.host, "STARFORMING", subclass)
+    active = np.where(u[:, 10] < 0.3, "BROADLINE", np.where(u[:, 10] < 0.6, "AGN", "STARFORMING"))
+    subclass = np.where(lens_line & ~targets.host & (u[:, 13] < 0.3), active, subclass)
+    standard = star & (u[:, 14] < 0.6)
+    kind = np.where(sky, "SKY", np.where(standard, "SPECTROPHOTO_STD", "GALAXY"))
+    return {
+        "plate": np.full(n, plate, np.int32), "mjd": np.full(n, mjd, np.int32), "fiberid": fiberids.astype(np.int32),
+        "run2d": np.full(n, RUN2D), "ra": targets.ra, "dec": targets.dec, "objtype": kind,
+        "class": np.where((s[:, 24] < 0.005) & ~star, "QSO", class_noqso), "subclass": subclass,
+        "z": z, "z_err": z_err, "zwarning": zwarning,
+        "class_noqso": class_noqso, "subclass_noqso": subclass, "z_noqso": z, "z_err_noqso": z_err,
+        "zwarning_noqso": zwarning, "vdisp": vdisp, "vdisp_err": vdisp_err,
+        "mag_i": np.where(sky, np.nan, targets.mag_i), "plate_quality": np.full(n, "good"),
+        "sky_chi2": np.full(n, conditions.sky_chi2),
+    }
+
+
+def _truth(targets: Objects, emitted: objects.Lines, line: np.ndarray, ivar: np.ndarray, factor: np.ndarray
+           ) -> dict[str, np.ndarray]:
+    """TRUTH columns beside KEY; NaN where there is no injected line."""
+    n = len(targets.z)
+    truth = {name: np.full(n, np.nan) for name in ("line_wave", "line_flux", "line_fwhm", "line_alpha")}
+    chosen = np.flatnonzero(emitted.primary)
+    order = chosen[np.argsort(emitted.flux[chosen], kind="stable")]  # the brightest line of a spectrum is written last
+    rows = emitted.rows[order]
+    truth["line_wave"][rows], truth["line_fwhm"][rows] = emitted.wave[order], emitted.fwhm[order]
+    truth["line_alpha"][rows] = emitted.alpha[order]
+    truth["line_flux"][rows] = (np.bincount(rows, weights=emitted.flux[order], minlength=n) * factor)[rows]
+    injected = ~np.isnan(truth["line_wave"])
+    truth["line_peak"] = np.where(injected, line.max(axis=1), np.nan)
+    snr = np.sqrt(np.einsum("np,np,np->n", line, line, ivar, dtype=np.float64))
+    truth["line_snr"] = np.where(injected, snr, np.nan)
+    galaxy = ~np.isin(targets.kind, [KINDS.index("sky"), KINDS.index("star")])
+    rest = {KINDS.index("lya"): lines.LYA, KINDS.index("oii"): float(np.mean(lines.OII))}
+    wave_rest = np.array([rest.get(k, np.nan) for k in range(len(KINDS))])[targets.kind]
+    return truth | {
+        "kind": np.array(KINDS)[targets.kind], "object_id": targets.object_id, "is_repeat": targets.is_repeat,
+        "z_lens": np.where(galaxy, targets.z, np.nan), "z_source": truth["line_wave"] / wave_rest - 1,
+    }
+
+
+def truth_columns() -> list[str]:
+    """Names of the TRUTH columns that `observe_plate` gives."""
+    return [name for name in schema.TRUTH.names if name not in ("path", "fault")]

@@ -1,0 +1,206 @@
+"""Every table of lensspark, declared once: column name, type, unit, meaning and UCD.
+
+From these declarations come Spark's schemas (`struct_type`, `conform`) and the headers of the FITS, ECSV and
+VOTable products. Types are Spark SQL's simple names. Wavelengths are vacuum, heliocentric, observed frame.
+UCDs follow the IVOA UCD1+ vocabulary (https://www.ivoa.net/documents/UCD1+/).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+    from pyspark.sql.types import StructType
+
+FLUX_UNIT = "1e-17 erg / (s cm2 Angstrom)"
+LINE_FLUX_UNIT = "1e-17 erg / (s cm2)"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table: Spark type, unit in astropy's spelling ('' for none), description, UCD."""
+
+    name: str
+    type: str
+    description: str
+    unit: str = ""
+    ucd: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """An ordered set of columns; `a + b` concatenates two."""
+
+    name: str
+    columns: tuple[Column, ...]
+
+    @property
+    def names(self) -> list[str]:
+        return [column.name for column in self.columns]
+
+    @property
+    def ddl(self) -> str:
+        """The table as a Spark DDL string, which both Spark and a pandas UDF accept."""
+        return ", ".join(f"`{column.name}` {column.type}" for column in self.columns)
+
+    def struct_type(self) -> StructType:
+        from pyspark.sql import types as T
+
+        simple = {
+            "int": T.IntegerType(), "long": T.LongType(), "double": T.DoubleType(), "float": T.FloatType(),
+            "string": T.StringType(), "boolean": T.BooleanType(),
+        }
+        simple |= {f"array<{name}>": T.ArrayType(simple[name], containsNull=False) for name in ("float", "int")}
+        return T.StructType([T.StructField(column.name, simple[column.type]) for column in self.columns])
+
+    def conform(self, df: DataFrame) -> DataFrame:
+        """`df` with exactly this table's columns, in order and type; a column that `df` lacks is null.
+
+        Raises ValueError if `df` has columns that the table does not declare.
+        """
+        from pyspark.sql import functions as F
+
+        extra = sorted(set(df.columns) - set(self.names))
+        if extra:
+            raise ValueError(f"columns {extra} are not declared in table {self.name!r}")
+        present = set(df.columns)
+        return df.select(
+            *((F.col(c.name) if c.name in present else F.lit(None)).cast(c.type).alias(c.name) for c in self.columns)
+        )
+
+
+KEY = (
+    Column("plate", "int", "SDSS plate number", ucd="meta.id"),
+    Column("mjd", "int", "modified Julian date of the observation", "d", "time.epoch"),
+    Column("fiberid", "int", "fibre number, 1-640 (SDSS) or 1-1000 (BOSS)", ucd="meta.id;instr"),
+    Column("run2d", "string", "version of the 2-D spectroscopic reduction", ucd="meta.version"),
+)
+
+CATALOGUE = (
+    Column("ra", "double", "right ascension of the fibre, J2000", "deg", "pos.eq.ra;meta.main"),
+    Column("dec", "double", "declination of the fibre, J2000", "deg", "pos.eq.dec;meta.main"),
+    Column("objtype", "string", "object type at targeting (plug map)", ucd="meta.code.class"),
+    Column("class", "string", "spectroscopic class of the best fit", ucd="src.class"),
+    Column("subclass", "string", "spectroscopic subclass of the best fit", ucd="src.class"),
+    Column("z", "double", "redshift of the best fit", ucd="src.redshift"),
+    Column("z_err", "double", "error of z; negative values flag a failed fit", ucd="stat.error;src.redshift"),
+    Column("zwarning", "long", "bits that warn about z", ucd="meta.code.qual"),
+    Column("class_noqso", "string", "class of the best fit without quasar templates", ucd="src.class"),
+    Column("subclass_noqso", "string", "subclass of the best fit without quasar templates", ucd="src.class"),
+    Column("z_noqso", "double", "redshift of the best fit without quasar templates", ucd="src.redshift"),
+    Column("z_err_noqso", "double", "error of z_noqso", ucd="stat.error;src.redshift"),
+    Column("zwarning_noqso", "long", "bits that warn about z_noqso", ucd="meta.code.qual"),
+    Column("sn_median", "double", "median S/N per pixel over the whole spectrum", ucd="stat.snr"),
+    Column("vdisp", "double", "velocity dispersion; <= 0 or >= 840 are fit rails", "km / s", "phys.veloc.dispersion"),
+    Column("vdisp_err", "double", "error of vdisp", "km / s", "stat.error;phys.veloc.dispersion"),
+    Column("mag_i", "double", "i magnitude, where a photometric catalogue gives one", "mag", "phot.mag;em.opt.I"),
+    Column("plate_quality", "string", "quality of the plate, where a platelist gives one", ucd="meta.code.qual"),
+    Column("sky_chi2", "double", "median sky chi2 of the plate, where a platelist gives one", ucd="stat.fit.chi2"),
+)
+
+PIXELS = (
+    Column("loglam0", "double", "log10 of the wavelength in Angstrom of the first pixel; step 1e-4 dex"),
+    Column("flux", "array<float>", "flux density", FLUX_UNIT, "phot.flux.density;em.wl"),
+    Column("ivar", "array<float>", "inverse variance of flux; 0 where there is no measurement"),
+    Column("and_mask", "array<int>", "mask bits set in every exposure"),
+    Column("or_mask", "array<int>", "mask bits set in any exposure"),
+    Column("wdisp", "array<float>", "dispersion (sigma) of the line-spread function", "pix"),
+    Column("sky", "array<float>", "subtracted sky flux density", FLUX_UNIT),
+    Column("model", "array<float>", "pipeline's best-fit model", FLUX_UNIT),
+)
+
+PROVENANCE = (Column("path", "string", "file that the row was read from", ucd="meta.id;meta.file"),)
+
+FAULT = (
+    Column("hdu", "int", "HDU in which the fault was found; null if the file as a whole", ucd="meta.number"),
+    Column("reason", "string", "why the spectrum or file cannot be trusted; null for a good row", ucd="meta.note"),
+)
+
+# What spark.read.format("boss") yields. A row with a reason has null pixels; a row for a whole file has a null fiberid.
+SPECTRA = Table("spectra", KEY + CATALOGUE + PIXELS + PROVENANCE + FAULT)
+
+QUARANTINE = Table("quarantine", PROVENANCE + KEY + FAULT)
+
+SELECTION = (
+    Column("z_lens", "double", "redshift of the foreground galaxy, as the selection chose it", ucd="src.redshift"),
+    Column("selected", "boolean", "in the parent sample", ucd="meta.code"),
+    Column("not_selected_because", "string", "names of the criteria that failed, comma separated", ucd="meta.note"),
+)
+
+# What one pass over the pixels measures in each selected spectrum (inference.py).
+LINE = (
+    Column("p_line", "double", "network's score for a background emission line, 0-1", ucd="stat.probability"),
+    Column("line_wave", "double", "wavelength of the line, vacuum", "Angstrom", "em.wl.central;spect.line"),
+    Column("line_snr", "double", "matched-filter S/N at line_wave", ucd="stat.snr;spect.line"),
+    Column("line_flux", "double", "matched-filter flux of the line", LINE_FLUX_UNIT, "phot.flux;spect.line"),
+    Column("line_flux_err", "double", "error of line_flux", LINE_FLUX_UNIT, "stat.error;phot.flux"),
+    Column("line_peak", "double", "peak flux density above the galaxy model", FLUX_UNIT, "phot.flux.density;stat.max"),
+    Column("line_mask_fraction", "double", "fraction of unusable pixels within the filter about line_wave"),
+    Column("n_line_hits", "int", "separate matched-filter peaks above the S/N floor", ucd="meta.number"),
+)
+
+HIT = (Column("is_hit", "boolean", "p_line is above the threshold", ucd="meta.code"),)
+
+# Measured for hits by the vetting stages; null until such a stage has run.
+VETTING = (
+    Column("z_source", "double", "redshift of the source if the line is Lyman alpha", ucd="src.redshift"),
+    Column("alpha", "double", "shape parameter of the skew-normal profile", ucd="stat.param;spect.line"),
+    Column("alpha_err", "double", "error of alpha", ucd="stat.error"),
+    Column("p_skew_positive", "double", "probability that alpha > 0", ucd="stat.probability"),
+    Column("dchi2_skew", "double", "chi2(Gaussian) - chi2(skew normal)", ucd="stat.fit.chi2"),
+    Column("sn_oii_veto", "double", "largest S/N at Hbeta, [OIII], Halpha if the line were [OII]", ucd="stat.snr"),
+    Column("theta_e", "double", "Einstein radius of a singular isothermal sphere", "arcsec", "pos.angDistance"),
+    Column("n_repeat", "int", "other observations of the same object in the run", ucd="meta.number"),
+    Column("n_repeat_confirmed", "int", "repeats that show the line too", ucd="meta.number"),
+    Column("neighbour_fiber", "int", "neighbour fibre with a brighter line at the same wavelength", ucd="meta.id"),
+    Column("q_value", "double", "empirical false-alarm rate of the hit", ucd="stat.probability"),
+    Column("known_lens", "string", "name of the known lens at this position", ucd="meta.id.cross"),
+)
+
+VERDICT = (
+    Column("veto", "int", "bits of the cuts that the hit failed (lensspark.vetting.Veto); 0 = candidate; null = no hit",
+           ucd="meta.code.qual"),
+    Column("run_id", "string", "identifier of the run", ucd="meta.id"),
+    Column("model_sha256", "string", "sha256 of the model's card", ucd="meta.id"),
+)
+
+# One row per readable input spectrum.
+LEDGER = Table("ledger", KEY + CATALOGUE + SELECTION + LINE + HIT + VETTING + VERDICT + PROVENANCE)
+
+# What the pass over the pixels leaves behind: the ledger before vetting, with the quarantine's rows still in it.
+SCORED = Table("scored", KEY + CATALOGUE + SELECTION + LINE + PROVENANCE + FAULT)
+
+# The reference's Table 1 columns lead: name, position, redshifts, magnitude, line flux, skewness.
+CANDIDATES = Table(
+    "candidates",
+    (
+        Column("name", "string", "IAU name, truncated", ucd="meta.id;meta.main"),
+        Column("rank", "int", "1 = most promising", ucd="meta.number"),
+    )
+    + LEDGER.columns,
+)
+
+# What simulate.py knows of each mock spectrum.
+TRUTH = Table(
+    "truth",
+    KEY
+    + (
+        Column("kind", "string", "clean, lya, oii, airglow, cosmic, lens_line, crosstalk, sky, star, broken"),
+        Column("object_id", "long", "same for all observations of one object", ucd="meta.id"),
+        Column("is_repeat", "boolean", "object is observed on another plate too"),
+        Column("ra", "double", "right ascension, J2000", "deg", "pos.eq.ra"),
+        Column("dec", "double", "declination, J2000", "deg", "pos.eq.dec"),
+        Column("z_lens", "double", "redshift of the galaxy", ucd="src.redshift"),
+        Column("z_source", "double", "redshift of the background line's source", ucd="src.redshift"),
+        Column("line_wave", "double", "wavelength of the injected line's peak, vacuum", "Angstrom", "em.wl"),
+        Column("line_flux", "double", "flux of the injected line", LINE_FLUX_UNIT, "phot.flux"),
+        Column("line_fwhm", "double", "intrinsic FWHM of the injected line", "km / s", "spect.line.width"),
+        Column("line_alpha", "double", "skew-normal shape of the injected line"),
+        Column("line_peak", "double", "peak flux density of the injected line", FLUX_UNIT),
+        Column("line_snr", "double", "sqrt(sum f^2 ivar) of the injected line over measured pixels", ucd="stat.snr"),
+        Column("path", "string", "file, relative to the survey's root", ucd="meta.id;meta.file"),
+        Column("fault", "string", "how a broken file was broken"),
+    ),
+)

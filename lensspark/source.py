@@ -1,0 +1,223 @@
+"""`spark.read.format("boss")`: BOSS survey trees as a Spark 4 Python data source.
+
+    register(spark)
+    spark.read.format("boss").option("window", "3800,5000").load("s3a-or-any-fsspec-url/redux")
+
+| option | default | meaning |
+|---|---|---|
+| layout | auto | auto, spplate or lite (lensspark.boss.survey_files) |
+| window | 3800,5000 | low,high in Angstrom (vacuum, observed), or full |
+| columns | flux,ivar,and_mask | pixel planes, of schema.PIXELS |
+| plates | all | comma list of plate numbers |
+| keys | all | comma list of plate-mjd-fiberid[-run2d]: only these spectra |
+| target_partition_mb | 512 | bytes of input per partition; small inputs give each core of the driver one |
+| max_rows_per_batch | 512 | rows per Arrow batch |
+
+A good row has a null `reason`; a spectrum or file that cannot be trusted is one row with a `reason` and null pixels.
+Credentials and endpoints of remote stores are fsspec's own configuration (FSSPEC_* and the store's variables).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql.datasource import DataSource, DataSourceReader, InputPartition
+
+from lensspark import schema
+from lensspark.boss import LAYOUTS, PLANES, Key, Spectra, Unit, join_catalogues, read_unit, survey_files
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+    from pyspark.sql.types import StructType
+
+KEY_TEXT = re.compile(r"(\d+)-(\d+)-(\d+)(?:-(.+))?")
+ARROW = {"int": pa.int32(), "long": pa.int64(), "double": pa.float64(), "string": pa.string(),
+         "array<float>": pa.list_(pa.float32()), "array<int>": pa.list_(pa.int32())}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The data source's options, checked."""
+
+    root: str
+    layout: str = "auto"
+    window: tuple[float, float] | None = (3800.0, 5000.0)
+    columns: tuple[str, ...] = ("flux", "ivar", "and_mask")
+    plates: frozenset[int] | None = None
+    keys: frozenset[Key] | None = None
+    target_partition_mb: int = 512
+    max_rows_per_batch: int = 512
+
+    @property
+    def table(self) -> schema.Table:
+        """The columns that are read with these options."""
+        pixels = tuple(c for c in schema.PIXELS if c.name == "loglam0" or c.name in self.columns)
+        return schema.Table("boss", schema.KEY + schema.CATALOGUE + pixels + schema.PROVENANCE + schema.FAULT)
+
+
+def parse_options(options: Mapping[str, str]) -> Options:
+    """Options from their texts; ValueError names option, value and what is allowed."""
+    given = {name.lower(): str(value).strip() for name, value in options.items()}
+    root = given.pop("path", "")
+    if not root:
+        raise ValueError("path is missing: expected .load(root) with a folder or fsspec URL of spectra")
+    unknown = sorted(set(given) - set(_PARSERS))
+    if unknown:
+        raise ValueError(f"unknown option {unknown[0]!r}: expected one of {sorted(_PARSERS)}")
+    return Options(root, **{name: _PARSERS[name](name, text) for name, text in given.items()})
+
+
+def _layout(name: str, text: str) -> str:
+    if text not in LAYOUTS:
+        raise ValueError(f"{name} = {text!r}: expected one of {list(LAYOUTS)}")
+    return text
+
+
+def _window(name: str, text: str) -> tuple[float, float] | None:
+    if text == "full":
+        return None
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low, high = math.nan, math.nan
+    if not 1000 <= low < high <= 30_000:
+        raise ValueError(f"{name} = {text!r}: expected 'full' or 'low,high' in Angstrom, 1000 <= low < high <= 30000")
+    return low, high
+
+
+def _columns(name: str, text: str) -> tuple[str, ...]:
+    planes = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    if not set(planes) <= set(PLANES):
+        raise ValueError(f"{name} = {text!r}: expected a comma list of {list(PLANES)}")
+    return planes
+
+
+def _plates(name: str, text: str) -> frozenset[int]:
+    try:
+        return frozenset(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{name} = {text!r}: expected a comma list of plate numbers, as '4055,7102'") from None
+
+
+def _keys(name: str, text: str) -> frozenset[Key]:
+    matches = [KEY_TEXT.fullmatch(part.strip()) for part in text.split(",")]
+    if not all(matches):
+        wrong = text.split(",")[matches.index(None)]
+        raise ValueError(f"{name}: {wrong!r}, expected plate-mjd-fiberid or plate-mjd-fiberid-run2d, comma separated")
+    return frozenset(Key(*map(int, match.groups()[:3]), match[4]) for match in matches)
+
+
+def _count(name: str, text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"{name} = {text!r}: expected a whole number >= 1")
+    return int(text)
+
+
+_PARSERS: dict[str, Any] = {
+    "layout": _layout, "window": _window, "columns": _columns, "plates": _plates, "keys": _keys,
+    "target_partition_mb": _count, "max_rows_per_batch": _count,
+}
+
+
+def register(spark: SparkSession) -> None:
+    """Make `spark.read.format("boss")` known to `spark`."""
+    spark.dataSource.register(BossDataSource)
+
+
+@dataclass
+class Files(InputPartition):
+    """One partition: the files that one task reads."""
+
+    units: tuple[Unit, ...]
+
+
+class BossDataSource(DataSource):
+    """Survey trees of spec files or spPlate + spZbest pairs; see the module's docstring."""
+
+    @classmethod
+    def name(cls) -> str:
+        return "boss"
+
+    def schema(self) -> StructType:
+        return parse_options(self.options).table.struct_type()
+
+    def reader(self, schema: StructType) -> BossReader:
+        return BossReader(parse_options(self.options))
+
+
+class BossReader(DataSourceReader):
+    """Plans in the driver's Python worker, reads in the executors'; carries nothing but the options."""
+
+    def __init__(self, options: Options):
+        self.options = options
+
+    def partitions(self) -> list[Files]:
+        o = self.options
+        survey = survey_files(o.root, o.layout, o.plates, o.keys)
+        units = join_catalogues(survey.units, survey.catalogues)
+        return [Files(block) for block in blocks(units, o.target_partition_mb * 1_000_000, os.cpu_count() or 1)]
+
+    def read(self, partition: Files) -> Iterator[pa.RecordBatch]:
+        return batches(partition.units, self.options)
+
+
+def blocks(units: tuple[Unit, ...], target_bytes: int, at_least: int) -> list[tuple[Unit, ...]]:
+    """`units` in order, cut into runs of about equal bytes: at most `target_bytes` where files allow it.
+
+    There are `at_least` blocks, or one per file where there are fewer files. No block is empty.
+    """
+    if not units:
+        return [()]
+    weight = np.array([unit.nbytes + 1000 for unit in units], float)  # opening costs something too
+    n = min(max(math.ceil(weight.sum() / target_bytes), at_least), len(units))
+    block = ((weight.cumsum() - weight / 2) / weight.sum() * n).astype(int)
+    cuts = np.flatnonzero(np.diff(block)) + 1
+    return [units[i:j] for i, j in zip([0, *cuts], [*cuts, len(units)], strict=True)]
+
+
+def batches(units: tuple[Unit, ...], options: Options) -> Iterator[pa.RecordBatch]:
+    """The spectra of `units` as Arrow batches of at most `max_rows_per_batch` rows, faults in batches of their own."""
+    pending: list[Spectra] = []
+    faults: list[dict] = []
+    limit, table = options.max_rows_per_batch, options.table
+    for unit in units:
+        spectra = read_unit(unit, options.columns, options.window)
+        faults += spectra.faults
+        for first in range(0, len(spectra), limit):
+            part = spectra[first:first + limit]
+            if sum(map(len, pending)) + len(part) > limit:
+                yield to_arrow(pending, table)
+                pending = []
+            pending.append(part)
+    if pending:
+        yield to_arrow(pending, table)
+    for first in range(0, len(faults), limit):
+        yield faults_to_arrow(faults[first:first + limit], table)
+
+
+def to_arrow(parts: list[Spectra], table: schema.Table) -> pa.RecordBatch:
+    """One Arrow batch with the columns of `table`; pixel planes become lists by offsets, without a copy per row."""
+    arrays = []
+    for column in table.columns:
+        if column.type.startswith("array"):
+            planes = [part.planes[column.name] for part in parts]
+            lengths = np.repeat([plane.shape[1] for plane in planes], [len(plane) for plane in planes])
+            offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
+            values = np.concatenate([plane.ravel() for plane in planes])
+            arrays.append(pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)))
+        else:
+            arrays.append(pa.array([v for part in parts for v in part.columns[column.name]], ARROW[column.type]))
+    return pa.RecordBatch.from_arrays(arrays, names=table.names)
+
+
+def faults_to_arrow(faults: list[dict], table: schema.Table) -> pa.RecordBatch:
+    """One Arrow batch of fault rows: key, path, hdu, reason; everything else null."""
+    arrays = [pa.array([fault.get(column.name) for fault in faults], ARROW[column.type]) for column in table.columns]
+    return pa.RecordBatch.from_arrays(arrays, names=table.names)

@@ -1,0 +1,108 @@
+"""A standalone Spark cluster on loopback, for tests: one master and its workers, each a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lensspark.session import find_java
+
+
+@dataclass
+class Cluster:
+    """`url` for --master; the processes, so that a test can kill one (the master is the first)."""
+
+    url: str
+    status_url: str
+    folder: Path
+    processes: list[subprocess.Popen] = field(default_factory=list)
+
+    def alive_workers(self) -> int:
+        """How many workers the master counts on; 0 while it does not answer."""
+        try:
+            with urllib.request.urlopen(self.status_url, timeout=5) as answer:
+                return json.load(answer)["aliveworkers"]
+        except OSError:
+            return 0
+
+    def start(self, name: str, *arguments: str) -> None:
+        with open(self.folder / f"{name}.log", "wb") as log:
+            self.processes.append(
+                subprocess.Popen(
+                    [spark_program("spark-class"), *arguments], stdout=log, stderr=log, env=bare_environment()
+                )
+            )
+
+
+def spark_program(name: str) -> str:
+    """Path of spark-class or spark-submit of the installed pyspark."""
+    import pyspark
+
+    return str(Path(pyspark.__file__).parent / "bin" / name)
+
+
+def bare_environment() -> dict[str, str]:
+    """What a worker machine has: Java and a bare Python on PATH, nothing of this virtual environment."""
+    base = Path(getattr(sys, "_base_executable", sys.executable)).resolve().parent
+    path = f"{base}{os.pathsep}/usr/local/bin{os.pathsep}/usr/bin{os.pathsep}/bin"
+    kept = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
+    return kept | {
+        "PATH": path, "JAVA_HOME": str(find_java()), "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_DAEMON_MEMORY": "256m"
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def standalone_cluster(
+    folder: Path, hosts: tuple[str, ...] = ("127.0.0.1", "127.0.0.1"), memory: str = "1g"
+) -> Iterator[Cluster]:
+    """A running cluster with one one-core worker per entry of `hosts`; logs and work folders in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port, web_port = free_port(), free_port()
+    cluster = Cluster(f"spark://127.0.0.1:{port}", f"http://127.0.0.1:{web_port}/json/", folder)
+    try:
+        cluster.start(
+            "master", "org.apache.spark.deploy.master.Master",
+            "--host", "127.0.0.1", "--port", str(port), "--webui-port", str(web_port),
+        )
+        for number, host in enumerate(hosts):
+            cluster.start(
+                f"worker{number}", "org.apache.spark.deploy.worker.Worker", "--host", host, "--webui-port", "0",
+                "--cores", "1", "--memory", memory, "--work-dir", str(folder / f"work{number}"), cluster.url,
+            )
+        _wait_for(cluster, len(hosts))
+        yield cluster
+    finally:
+        for process in reversed(cluster.processes):
+            process.terminate()
+        for process in cluster.processes:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_for(cluster: Cluster, workers: int, seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while cluster.alive_workers() < workers:
+        dead = [process.args for process in cluster.processes if process.poll() is not None]
+        if dead or time.monotonic() > end:
+            files = sorted(cluster.folder.glob("*.log"))
+            logs = "\n".join(f"--- {file.name}\n{file.read_text()[-2000:]}" for file in files)
+            raise RuntimeError(f"no cluster of {workers} workers within {seconds} s; ended: {dead}\n{logs}")
+        time.sleep(0.3)

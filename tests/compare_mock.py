@@ -1,0 +1,150 @@
+"""Compare mock plates with real BOSS spectra, bin by bin in wavelength.
+
+    python tests/compare_mock.py --spectra DIR [--plot docs/mock_vs_real.png]
+
+DIR holds BOSS spec files (lite or full). Prints a table per bin of wavelength: flux of the galaxies, sky, LSF width;
+reported error, and its 10-90 % range in ln, of spectra fainter than 1e-17 erg/s/cm2/A there; scatter of
+(flux - model) * sqrt(ivar) about its running median (51 px) and the correlation of its neighbouring pixels, without
+quasars, whose models fit worse; fractions of pixels without measurement and with mask bits. Medians over spectra but
+for the correlation and the fractions, which are means.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+from scipy.ndimage import median_filter
+
+from lensspark import config, eigen
+from lensspark.mock import observe_plate
+
+EDGES = np.array([3650, 3800, 3900, 4000, 4200, 4500, 4800, 5000, 5500, 6000, 6800, 7600, 8400, 9200])
+QUANTITIES = ("flux", "sigma", "sky", "wdisp", "pull", "correlation", "unmeasured", "and_mask", "or_mask")
+PLANES = ("flux", "ivar", "and_mask", "or_mask", "wdisp", "sky", "model")
+
+
+def read_real(folder: Path) -> list[dict[str, np.ndarray]]:
+    """Every BOSS spectrum below `folder` whose 1000-fibre plate has no BADFLAT fibre bit."""
+    spectra = []
+    for path in sorted(folder.glob("spec-*.fits")):
+        table = fits.getdata(path, 1)
+        columns = {name.lower(): name for name in table.names}
+        row = {name: np.asarray(table[columns[name]]) for name in ("loglam", *PLANES)}
+        catalogue = fits.getdata(path, 2)
+        names = {name.lower(): name for name in catalogue.names}
+        row["class"], row["z"] = str(catalogue[names["class"]][0]), float(catalogue[names["z"]][0])
+        if not (row["and_mask"] & 4).any():
+            spectra.append(row)
+    return spectra
+
+
+def make_mock(plates: int = 8, fibres: int = 25, seed: int = 12) -> list[dict[str, np.ndarray]]:
+    """Spectra of as many mock plates; fibres spread over the slit."""
+    basis = eigen.Basis.load(config.resource("data/eigenbasis.npz"))
+    settings = config.load().mock
+    spectra = []
+    for plate in range(4000, 4000 + 2 * plates, 2):
+        got = observe_plate(seed, plate, 55000, np.linspace(1, 1000, fibres).astype(int), settings, basis)
+        loglam = got["loglam0"][0] + 1e-4 * np.arange(got["flux"].shape[1])
+        for i in range(fibres):
+            row = {name: got[name][i] for name in PLANES}
+            spectra.append(row | {"loglam": loglam, "class": got["class"][i], "z": got["z"][i], "kind": got["kind"][i]})
+    return spectra
+
+
+def measure(spectra: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Each of QUANTITIES per bin of EDGES, over all spectra; and `spread`, the 10-90 % range of ln sigma."""
+    result = {name: np.zeros(len(EDGES) - 1) for name in (*QUANTITIES, "spread")}
+    for i, (low, high) in enumerate(zip(EDGES[:-1], EDGES[1:], strict=True)):
+        rows = [_one_bin(s, (s["loglam"] > np.log10(low)) & (s["loglam"] < np.log10(high))) for s in spectra]
+        values = {name: np.array([row[name] for row in rows]) for name in QUANTITIES}
+        kind = np.array([s["class"] for s in spectra])
+        values["sigma"][~(values["flux"] < 1)] = np.nan
+        for name in ("pull", "correlation"):
+            values[name][kind == "QSO"] = np.nan
+        values["flux"][(kind != "GALAXY") | (np.array([s["z"] for s in spectra]) < 0.15)] = np.nan
+        for name in QUANTITIES:
+            average = np.nanmean if name in ("unmeasured", "and_mask", "or_mask", "correlation") else np.nanmedian
+            result[name][i] = average(values[name])
+        result["spread"][i] = np.ptp(np.log(np.nanpercentile(values["sigma"], [10, 90])))
+    return result
+
+
+def _one_bin(s: dict[str, np.ndarray], inside: np.ndarray) -> dict[str, float]:
+    flux, ivar, model = (s[name][inside].astype(np.float64) for name in ("flux", "ivar", "model"))
+    pull = (flux - model) * np.sqrt(ivar)
+    pull = (pull - median_filter(pull, 51))[ivar > 0]
+    width = 1.4826 * np.median(np.abs(pull)) if pull.size else np.nan
+    pull = np.clip(pull, -4 * width, 4 * width)
+    return {
+        "flux": np.median(flux),
+        "sigma": np.median(ivar[ivar > 0] ** -0.5) if (ivar > 0).any() else np.nan,
+        "sky": np.median(s["sky"][inside]), "wdisp": np.median(s["wdisp"][inside]),
+        "pull": np.std(pull), "correlation": np.mean(pull[1:] * pull[:-1]) / np.mean(pull**2),
+        "unmeasured": np.mean(ivar <= 0), "and_mask": np.mean(s["and_mask"][inside] != 0),
+        "or_mask": np.mean(s["or_mask"][inside] != 0),
+    }
+
+
+def table(real: dict[str, np.ndarray], mock: dict[str, np.ndarray]) -> str:
+    """Real / mock of every quantity, one line per bin."""
+    names = (*QUANTITIES, "spread")
+    out = ["  Angstrom " + "".join(f"{name:>16}" for name in names)]
+    for i, low in enumerate(EDGES[:-1]):
+        cells = "".join(f"{real[name][i]:>8.3f}/{mock[name][i]:<7.3f}" for name in names)
+        out.append(f"{low:>5}-{EDGES[i + 1]:<5}{cells}")
+    return "\n".join(out)
+
+
+def plot(real: list, mock: list, path: str) -> None:
+    """Two real and two mock galaxies, their error, and the binned comparison."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(4, 2, figsize=(13, 12))
+    galaxies = [[s for s in group if s["class"] == "GALAXY" and 0.3 < s["z"] < 0.7 and s.get("kind", "clean") == "clean"]
+                for group in (real, mock)]
+    pairs = zip(*([sorted(group, key=lambda s: -np.median(s["flux"]))[:40] for group in galaxies]), strict=False)
+    for column, pair in zip((0, 1), list(pairs)[:2], strict=False):
+        for row, (s, name) in enumerate(zip(pair, ("real", "mock"), strict=True)):
+            _plot_spectrum(axes[row, column], s, name)
+    measured = measure(real), measure(mock)
+    centres = np.sqrt(EDGES[:-1] * EDGES[1:])
+    for ax, name in zip(axes[2:].flat, ("sigma", "pull", "sky", "or_mask"), strict=True):
+        for values, label in zip(measured, ("real", "mock"), strict=True):
+            ax.plot(centres, values[name], "o-" if label == "real" else "s--", label=label)
+        ax.set(xlabel="wavelength [Å]", ylabel=name)
+        ax.set_yscale("log" if name == "sigma" else "linear")
+        ax.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=70)
+
+
+def _plot_spectrum(ax, s: dict[str, np.ndarray], name: str) -> None:
+    wave = 10 ** s["loglam"]
+    inside = (wave > 3600) & (wave < 9300)
+    good = inside & (s["ivar"] > 0)
+    ax.plot(wave[good], s["flux"][good], lw=0.4, color="0.3", label=f"{name}, z = {s['z']:.3f}")
+    ax.plot(wave[inside], s["model"][inside], lw=0.8, color="C1", label="model")
+    ax.plot(wave[good], s["ivar"][good] ** -0.5, lw=0.4, color="C0", label="error")
+    ax.set(ylim=(-1.5, 1.15 * np.percentile(s["flux"][good], 99.8)), ylabel="flux [1e-17 cgs/Å]")
+    ax.legend(loc="upper left", fontsize=8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--spectra", required=True, type=Path)
+    parser.add_argument("--plot")
+    args = parser.parse_args()
+    real, mock = read_real(args.spectra), make_mock()
+    print(f"{len(real)} real, {len(mock)} mock spectra; each cell real/mock")
+    print(table(measure(real), measure(mock)))
+    if args.plot:
+        plot(real, mock, args.plot)
+
+
+if __name__ == "__main__":
+    main()

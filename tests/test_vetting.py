@@ -1,0 +1,139 @@
+"""Cuts flag and never drop; the funnel accounts for every row."""
+
+import dataclasses
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lensspark import catalogue, config, schema
+from lensspark.vetting import CUTS, Veto, funnel, vet
+
+CONFIG = config.load()
+NAN = float("nan")
+LINE = {"p_line": 0.9, "line_peak": 3.0, "line_snr": 9.0, "line_mask_fraction": 0.0, "n_line_hits": 1}
+STATE = {"selected": True, "not_selected_because": None, "reason": None}
+TYPES = {column.name: column.type for column in schema.SCORED.columns}
+
+
+def scored(spark, changes):
+    """A schema.SCORED frame: a clear line, with the changes of each dict; fiberid is the row's number."""
+    rows = [{**LINE, **STATE, "fiberid": i, **change} for i, change in enumerate(changes)]
+    names = [*LINE, *STATE, "fiberid"]
+    ddl = ", ".join(f"{name} {TYPES[name]}" for name in names)
+    return schema.SCORED.conform(spark.createDataFrame([[row[name] for name in names] for row in rows], ddl))
+
+
+def with_(p_line=None, **limits):
+    """The default configuration with other limits."""
+    score = CONFIG.score if p_line is None else dataclasses.replace(CONFIG.score, threshold=p_line)
+    return dataclasses.replace(CONFIG, score=score, vetting=dataclasses.replace(CONFIG.vetting, **limits))
+
+
+CASES = [
+    ({}, True, 0),
+    ({"line_peak": 1.0, "line_snr": 6.0, "line_mask_fraction": 0.3, "n_line_hits": 5}, True, 0),  # limits are inclusive
+    ({"line_peak": 0.99}, True, Veto.LINE_PEAK),
+    ({"line_peak": None}, True, Veto.LINE_PEAK),
+    ({"line_peak": NAN}, True, Veto.LINE_PEAK),
+    ({"line_snr": 5.99}, True, Veto.LINE_SNR),
+    ({"line_snr": NAN}, True, Veto.LINE_SNR),
+    ({"line_mask_fraction": 0.31}, True, Veto.MASK_FRACTION),
+    ({"line_mask_fraction": None}, True, Veto.MASK_FRACTION),
+    ({"n_line_hits": 6}, True, Veto.LINE_HITS),
+    ({"n_line_hits": None}, True, Veto.LINE_HITS),
+    ({"line_peak": NAN, "line_snr": None, "n_line_hits": 9}, True, Veto.LINE_PEAK | Veto.LINE_SNR | Veto.LINE_HITS),
+    ({"p_line": 0.5}, False, None),  # a hit lies above the threshold
+    ({"p_line": NAN}, False, None),
+    ({"p_line": None, "selected": False, "not_selected_because": "class"}, None, None),
+]
+
+
+def test_bits_of_every_cut(spark):
+    got = vet(scored(spark, [change for change, _, _ in CASES]), CONFIG).orderBy("fiberid").collect()
+    assert [(row.is_hit, row.veto) for row in got] == [(hit, veto) for _, hit, veto in CASES]
+
+
+def test_each_cut_has_its_own_published_bit():
+    bits = [cut.bit for cut in CUTS]
+    assert len(set(bits)) == len(bits) and set(bits) == set(Veto)
+    assert all(bit.value.bit_count() == 1 and bit < 2**31 for bit in bits)  # fits the ledger's signed int
+    assert {bit.name: bit.value for bit in Veto} == {"LINE_PEAK": 1, "LINE_SNR": 2, "MASK_FRACTION": 4, "LINE_HITS": 8}
+    assert [cut.describe(CONFIG.vetting) for cut in CUTS][1] == "matched-filter S/N at least 6"
+    assert {name for cut in CUTS for name in cut.columns} <= set(schema.LEDGER.names)
+
+
+def test_vetting_again_forgets_the_first_verdict(spark):
+    once = vet(scored(spark, [change for change, _, _ in CASES]), CONFIG)
+    again = vet(vet(once, with_(p_line=0.95, min_line_snr=100.0)), CONFIG)
+    assert again.columns == once.columns
+    verdicts = [df.select("fiberid", "is_hit", "veto").orderBy("fiberid").collect() for df in (once, again)]
+    assert verdicts[0] == verdicts[1]
+
+
+maybe = st.one_of(st.none(), st.just(NAN))
+rows = st.lists(
+    st.fixed_dictionaries({
+        "p_line": st.floats(0, 1), "line_peak": st.one_of(maybe, st.floats(-2, 5)),
+        "line_snr": st.one_of(maybe, st.floats(-2, 20)), "line_mask_fraction": st.one_of(maybe, st.floats(0, 1)),
+        "n_line_hits": st.one_of(st.none(), st.integers(0, 12)),
+    }), min_size=30, max_size=30)
+pair = {"p_line": st.floats(0, 1), "min_line_peak": st.floats(-2, 5), "min_line_snr": st.floats(-2, 20),
+        "max_mask_fraction": st.floats(0, 1), "max_line_hits": st.integers(1, 12)}
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@given(rows=rows, one=st.fixed_dictionaries(pair), two=st.fixed_dictionaries(pair))
+def test_tighter_thresholds_never_add_a_candidate(spark, rows, one, two):
+    pick = {name: (min, max)[name.startswith("max")] for name in pair}
+    loose = {name: choose(one[name], two[name]) for name, choose in pick.items()}
+    tight = {name: one[name] + two[name] - value for name, value in loose.items()}
+    df = scored(spark, rows).select(*LINE)
+    loosely = vet(df, with_(**loose)).withColumnsRenamed({"is_hit": "loose_hit", "veto": "loose_veto"})
+    both = vet(loosely, with_(**tight)).collect()
+    assert len(both) == len(rows)
+    for row in both:
+        assert row.loose_hit or not row.is_hit
+        if row.veto is not None:
+            assert row.loose_veto & ~row.veto == 0, "a looser limit set a bit that the tighter one did not"
+
+
+FATES = [
+    {"reason": "empty file", "selected": None, "p_line": None},
+    {"selected": False, "not_selected_because": "class,z_min", "p_line": None},
+    {"selected": False, "not_selected_because": "z_min", "p_line": None},
+    {"selected": False, "not_selected_because": "class", "p_line": None},
+    {"p_line": 0.1}, {"p_line": 0.2}, {"p_line": 0.3},
+    {"line_peak": 0.1}, {"line_peak": 0.1, "line_snr": 1.0}, {"line_snr": 1.0}, {"n_line_hits": 7},
+    {}, {},
+]
+
+
+@pytest.mark.parametrize("partitions", [1, 5])
+def test_funnel_accounts_for_every_row(spark, partitions):
+    got = funnel(vet(scored(spark, FATES).repartition(partitions), CONFIG), CONFIG)
+    catalogue.check_counts(got["counts"])
+    assert got["counts"] == {
+        "n_input": 13, "n_quarantined": 1, "n_not_selected": 3, "n_scored": 9, "n_hits": 6, "n_non_hits": 3,
+        "n_candidates": 2, "n_vetoed": 4,
+    }
+    assert got["not_selected"] == {"class": 2, "z_min": 1}  # each row once, under the first criterion
+    assert [(cut["name"], cut["failed"], cut["left"]) for cut in got["cuts"]] == [
+        ("line_peak", 2, 4), ("line_snr", 2, 3), ("mask_fraction", 0, 3), ("line_hits", 1, 2),
+    ]
+
+
+def test_funnel_of_a_ledger_counts_the_quarantine_beside_it(spark):
+    whole = vet(scored(spark, FATES), CONFIG)
+    ledger = whole.where("reason IS NULL").drop("reason")
+    assert funnel(ledger, CONFIG, n_quarantined=1) == funnel(whole, CONFIG)
+
+
+def test_funnel_of_nothing(spark):
+    got = funnel(vet(scored(spark, FATES).where("false"), CONFIG), CONFIG)
+    assert set(got["counts"].values()) == {0} and all(cut["left"] == 0 for cut in got["cuts"])
+
+
+def test_a_row_without_a_verdict_is_an_error(spark):
+    with pytest.raises(RuntimeError, match="1 rows have no verdict"):
+        funnel(vet(scored(spark, [{}, {"p_line": None}]), CONFIG), CONFIG)
