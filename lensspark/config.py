@@ -209,7 +209,7 @@ def load(files: list[str] | tuple[str, ...] = (), settings: list[str] | tuple[st
 
 def from_dict(tree: dict[str, Any]) -> Config:
     """A Config from nested dictionaries, such as `Config.as_dict` gives or a model's card holds; raises ConfigError."""
-    return Config(**{name: _section(kind, tree.get(name, {}), name) for name, kind in get_type_hints(Config).items()})
+    return Config(**{name: section(kind, tree.get(name, {}), name) for name, kind in get_type_hints(Config).items()})
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -241,7 +241,8 @@ def _overlay(tree: dict[str, Any], top: dict[str, Any], origin: str) -> None:
             tree[section][key] = value
 
 
-def _section(kind: type, values: dict[str, Any], name: str) -> Any:
+def section(kind: type, values: dict[str, Any], name: str) -> Any:
+    """The dataclass `kind` from `values`, checked against its types and limits; raises ConfigError with section `name`."""
     hints = get_type_hints(kind)
     checked = {}
     for item in dataclasses.fields(kind):

@@ -204,3 +204,18 @@ TRUTH = Table(
         Column("fault", "string", "how a broken file was broken"),
     ),
 )
+
+# One spectrum to learn from, cut to the window (training_set.py): raw pixels, so that the network's input stays the
+# one function of training and search.
+TRAINING = Table(
+    "training",
+    KEY
+    + (
+        Column("kind", "string", "what the spectrum shows; see truth"),
+        Column("z", "double", "redshift of the galaxy as its catalogue gives it", ucd="src.redshift"),
+        Column("label", "float", "1 with a background line, 0 without"),
+        Column("line_pixel", "float", "fractional pixel of the line's peak in the window; NaN without", "pix"),
+        Column("line_snr", "float", "S/N of the injected line; NaN without", ucd="stat.snr"),
+    )
+    + tuple(column for column in PIXELS if column.name in ("flux", "ivar", "and_mask")),
+)

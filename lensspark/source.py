@@ -14,7 +14,8 @@
 | max_rows_per_batch | 512 | rows per Arrow batch |
 
 A good row has a null `reason`; a spectrum or file that cannot be trusted is one row with a `reason` and null pixels.
-Credentials and endpoints of remote stores are fsspec's own configuration (FSSPEC_* and the store's variables).
+Credentials and endpoints of remote stores are fsspec's own configuration: FSSPEC_* and the store's variables in the
+environment of driver and executors (`spark.executorEnv.NAME`).
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ from pyspark.sql.datasource import DataSource, DataSourceReader, InputPartition
 
 from lensspark import schema
 from lensspark.boss import LAYOUTS, PLANES, Key, Spectra, Unit, join_catalogues, read_unit, survey_files
+from lensspark.spectrum import window_pixels
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
     from pyspark.sql.types import StructType
 
 KEY_TEXT = re.compile(r"(\d+)-(\d+)-(\d+)(?:-(.+))?")
-ARROW = {"int": pa.int32(), "long": pa.int64(), "double": pa.float64(), "string": pa.string(),
+ARROW = {"int": pa.int32(), "long": pa.int64(), "float": pa.float32(), "double": pa.float64(), "string": pa.string(),
          "array<float>": pa.list_(pa.float32()), "array<int>": pa.list_(pa.int32())}
 
 
@@ -85,11 +87,12 @@ def _window(name: str, text: str) -> tuple[float, float] | None:
         return None
     try:
         low, high = map(float, text.split(","))
+        if 1000 <= low < high <= 30_000 and window_pixels((low, high))[1] > 0:
+            return low, high
     except ValueError:
-        low, high = math.nan, math.nan
-    if not 1000 <= low < high <= 30_000:
-        raise ValueError(f"{name} = {text!r}: expected 'full' or 'low,high' in Angstrom, 1000 <= low < high <= 30000")
-    return low, high
+        pass
+    raise ValueError(f"{name} = {text!r}: expected 'full' or 'low,high' in Angstrom, 1000 <= low < high <= 30000, "
+                     "with a pixel of 1e-4 dex between them")
 
 
 def _columns(name: str, text: str) -> tuple[str, ...]:
@@ -169,7 +172,7 @@ class BossReader(DataSourceReader):
 
 
 def blocks(units: tuple[Unit, ...], target_bytes: int, at_least: int) -> list[tuple[Unit, ...]]:
-    """`units` in order, cut into runs of about equal bytes: at most `target_bytes` where files allow it.
+    """`units` in order, cut into runs of about equal bytes, `target_bytes` or less, give or take a file.
 
     There are `at_least` blocks, or one per file where there are fewer files. No block is empty.
     """

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lensspark import schema
-from lensspark.boss import PLANES, Key, join_catalogues, read_unit, survey_files, window_pixels
-from lensspark.boss.fits import hdus, open_stream, read_image
+from lensspark.boss import PLANES, Key, join_catalogues, read_unit, survey_files
+from lensspark.boss.fits import hdus, read_image
 from lensspark.boss.grid import placement
+from lensspark.boss.stream import open_stream
 
 ALL = tuple(PLANES)
 WINDOW = (3800.0, 5000.0)
@@ -263,7 +264,8 @@ def test_a_wrong_root_is_named(tmp_path):
 
 
 def test_the_default_window_is_1192_pixels():
-    assert window_pixels(WINDOW) == (35798, 36989)
+    place = placement(3.5529, 4600, WINDOW)
+    assert (place.n_pix, place.first, place.stop, place.at, place.loglam0) == (1192, 269, 1461, 0, 3.5798)
 
 
 @given(st.integers(35000, 37000), st.integers(0, 80), st.integers(35000, 37000), st.integers(1, 60))
@@ -286,7 +288,7 @@ def test_only_the_window_is_read_from_a_plate(tmp_path, monkeypatch):
     bf.write_plate(tmp_path, plate)
     unit, = survey_files(str(tmp_path)).units
     sizes, pread = [], os.pread
-    monkeypatch.setattr("lensspark.boss.fits.READ_AT_ONCE_BYTES", 0)
+    monkeypatch.setattr("lensspark.boss.stream.READ_AT_ONCE_BYTES", 0)
     monkeypatch.setattr(os, "pread", lambda fd, n, offset: sizes.append(n) or pread(fd, n, offset))
     spectra = read_unit(unit, ("flux", "ivar"), WINDOW)
     np.testing.assert_array_equal(spectra.planes["flux"], plate.planes["flux"][:, 269:269 + 1192])

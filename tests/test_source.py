@@ -89,6 +89,7 @@ def test_plates_and_keys_prune(boss, survey):
     ("window", "5000,3800", "window = '5000,3800': expected 'full' or 'low,high'"),
     ("window", "3800", "window = '3800'"),
     ("window", "nan,nan", "window = 'nan,nan'"),
+    ("window", "3800,3800.1", "window = '3800,3800.1'.*with a pixel"),
     ("columns", "flux,flx", "columns = 'flux,flx': expected a comma list of .*wdisp"),
     ("columns", "", "columns = ''"),
     ("plates", "4055;7102", "plates = '4055;7102': expected a comma list of plate numbers"),
@@ -109,9 +110,9 @@ def test_wrong_options_reach_sparks_user(boss, survey):
 
 
 def test_options_are_parsed():
-    assert parse_options({"Path": "s3://b", "WINDOW": "full", "columns": "ivar,flux", "keys": "1-2-3-v5_7_0,4-5-6"}) == (
-        Options("s3://b", window=None, columns=("ivar", "flux"),
-                keys=frozenset({Key(1, 2, 3, "v5_7_0"), Key(4, 5, 6)})))
+    given = {"Path": "s3://b", "WINDOW": "full", "columns": "ivar,flux", "keys": "1-2-3-v5_7_0,4-5-6"}
+    keys = frozenset({Key(1, 2, 3, "v5_7_0"), Key(4, 5, 6)})
+    assert parse_options(given) == Options("s3://b", window=None, columns=("ivar", "flux"), keys=keys)
     with pytest.raises(ValueError, match="path is missing"):
         parse_options({})
 
@@ -123,8 +124,8 @@ def test_blocks_are_balanced_and_complete():
         cut = blocks(units, target, at_least)
         assert tuple(u for block in cut for u in block) == units and all(cut)
     assert len(blocks(units, 10**12, 1)) == 1
-    sizes = [sum(u.nbytes for u in block) for block in blocks(units, 303_000_000, 1)]
-    assert len(sizes) == 9 and max(sizes) <= 303e6 + 100e6
+    sizes = [sum(u.nbytes for u in block) for block in blocks(units, 304_000_000, 1)]
+    assert len(sizes) == 9 and max(sizes) <= 304e6 + 100e6
     assert len(blocks(units[:3], 10**12, 8)) == 3
 
 
@@ -190,19 +191,20 @@ def test_s3_in_ranges(s3, monkeypatch):
     """Files above the limit are fetched in ranges; small ones were above."""
     root, _ = s3
     whole = list(batches(survey_files(root, plates={3586}).units, Options(root)))
-    monkeypatch.setattr("lensspark.boss.fits.READ_AT_ONCE_BYTES", 0)
+    monkeypatch.setattr("lensspark.boss.stream.READ_AT_ONCE_BYTES", 0)
     for rows_by_seek in (16, 0):
         monkeypatch.setattr("lensspark.boss.fits.ROWS_BY_SEEK", rows_by_seek)
         assert list(batches(survey_files(root, plates={3586}).units, Options(root))) == whole
 
 
-def test_s3_through_spark(boss, s3):
-    """Workers get the store's place from their environment, as on a cluster."""
+def test_s3_through_spark(spark, s3, monkeypatch):
+    """Workers learn the store's place and credentials from their environment: spark.executorEnv.* ends in this one."""
     root, names = s3
-    probe = "; ".join(f"os.environ[{k!r}] = {v!r}" for k, v in names.items())
-    assert probe  # the session's Python workers may have started before the server: see below
-    df = boss(root, columns="flux")
-    assert df.where("reason is null").count() == 12
+    for name, value in names.items():
+        monkeypatch.setitem(spark.sparkContext.environment, name, value)
+    register(spark)
+    df = spark.read.format("boss").option("columns", "flux").load(root)
+    assert df.groupBy(F.col("reason").isNull()).count().sort("count").collect() == [(False, 2), (True, 12)]
 
 
 def test_a_missing_bucket_is_named(s3):

@@ -4,10 +4,9 @@
 """
 
 from lensspark.boss.catalogue import join_catalogues
-from lensspark.boss.fits import Fault
-from lensspark.boss.grid import window_pixels
 from lensspark.boss.listing import LAYOUTS, Key, Survey, Unit, survey_files
 from lensspark.boss.read import PLANES, Spectra, read_unit
+from lensspark.boss.stream import Fault
 
 __all__ = ["LAYOUTS", "PLANES", "Fault", "Key", "Spectra", "Survey", "Unit", "join_catalogues", "read_unit",
-           "survey_files", "window_pixels"]
+           "survey_files"]

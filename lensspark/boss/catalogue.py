@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from lensspark import schema
-from lensspark.boss.fits import DATA_ERRORS, Fault, fault_of, hdus, open_stream, read_table
+from lensspark.boss.fits import hdus, read_table
 from lensspark.boss.listing import Unit
+from lensspark.boss.stream import DATA_ERRORS, Fault, fault_of, open_stream
 
 # Schema column -> FITS columns, the first that is present counts. PLUG_RA/DEC are the fibre's place; RA/DEC of spAll
 # are the photometric object's. SN_MEDIAN_ALL is over the whole spectrum where SN_MEDIAN is per band.

@@ -7,98 +7,23 @@ fails a check raises `Fault`, which says where and why.
 
 from __future__ import annotations
 
-import gzip
 import math
-import os
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from lensspark.boss.stream import Fault, Stream
+
 BLOCK = 2880
+EXTENSION = b"XTENSION="
 MAX_HEADER_BYTES = 1000 * BLOCK  # the longest real header (spec files, HDU 2) takes 20 blocks
-READ_AT_ONCE_BYTES = 4 << 20     # a file up to this size is read in one go: one request instead of many
-CHECK_BYTES = 16000 * BLOCK       # of an HDU whose checksum is verified, in memory at a time
+CHECK_BYTES = 16000 * BLOCK      # of an HDU whose checksum is verified, in memory at a time
 ROWS_BY_SEEK = 16                # remote images: up to this many rows are fetched one by one, more as one span
 BITPIX = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 TFORM = {"L": "S1", "B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8", "C": ">c8", "M": ">c16",
          "A": "S", "P": ">i8", "Q": ">c16"}
-# What reading bytes that are not what they claim to be can raise; a lost connection is not among them (see `fault_of`).
-DATA_ERRORS = (OSError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, zlib.error)
-
-
-class Fault(Exception):
-    """A file, HDU or spectrum that cannot be trusted: `hdu` (None: the file as a whole) and `reason`."""
-
-    def __init__(self, reason: str, hdu: int | None = None):
-        super().__init__(reason)
-        self.reason, self.hdu = reason, hdu
-
-
-def fault_of(error: Exception) -> Fault:
-    """`error` as a Fault. A lost connection is raised again: the task must be retried, the file is not at fault."""
-    if isinstance(error, Fault):
-        return error
-    if isinstance(error, (ConnectionError, TimeoutError)):
-        raise error
-    if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile)):
-        return Fault(f"gzip stream is damaged or truncated: {error}")
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return Fault(f"cannot be read: {type(error).__name__}: {text}")
-
-
-@dataclass(frozen=True)
-class Stream:
-    """Random access to one file: `read(offset, n)` gives n bytes, or raises Fault where the file ends before."""
-
-    path: str
-    size: int
-    fetch: Callable[[int, int], bytes]
-    cheap_seeks: bool
-
-    def read(self, offset: int, n: int, hdu: int | None = None) -> bytes:
-        if offset + n > self.size:
-            raise Fault(f"truncated: the file has {self.size} bytes, expected at least {offset + n}", hdu)
-        data = self.fetch(offset, n)
-        if len(data) != n:
-            raise Fault(f"truncated: {len(data)} bytes at offset {offset}, expected {n}", hdu)
-        return data
-
-
-@contextmanager
-def open_stream(path: str, size: int | None = None) -> Iterator[Stream]:
-    """Open a local path or fsspec URL for positioned reads; gzip is recognised by its content, whatever the name.
-
-    `size` spares a remote look-up where a listing gave it. Credentials and endpoints are fsspec's own configuration.
-    """
-    if "://" in path:
-        import fsspec
-
-        fs, name = fsspec.core.url_to_fs(path)
-        size = fs.size(name) if size is None else size
-        yield _stream(path, size, lambda offset, n: fs.cat_file(name, start=offset, end=offset + n), False)
-        return
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        yield _stream(path, os.fstat(fd).st_size, lambda offset, n: os.pread(fd, n, offset), True)
-    finally:
-        os.close(fd)
-
-
-def _stream(path: str, size: int, fetch: Callable[[int, int], bytes], cheap_seeks: bool) -> Stream:
-    if size == 0:
-        raise Fault("empty file")
-    head = fetch(0, size if size <= READ_AT_ONCE_BYTES else 2)
-    if head[:2] == b"\x1f\x8b":
-        head = gzip.decompress(head if len(head) == size else fetch(0, size))
-        size = len(head)
-    if len(head) == size:
-        return Stream(path, size, lambda offset, n: head[offset:offset + n], True)
-    return Stream(path, size, fetch, cheap_seeks)
 
 
 class Header:
@@ -176,14 +101,17 @@ def ones_complement_sum(data: bytes, start: int = 0) -> int:
 
 
 def hdus(stream: Stream, last: int) -> list[HDU]:
-    """HDUs 0 to `last`, or fewer where the file ends before; their data lie within the file.
+    """The HDUs of a file; their data lie within it, also those of HDUs that nobody asks for: a file is whole or is not.
 
-    Raises Fault if the file is not FITS, a header has no END, or data are claimed beyond the end of the file.
+    Raises Fault if the file is not FITS, a header has no END, or data are claimed beyond the end of the file. What
+    follows HDU `last` without being an HDU is left alone: the standard allows special records at the end.
     """
     found: list[HDU] = []
     offset = 0
-    while len(found) <= last and offset < stream.size:
+    while offset < stream.size:
         number = len(found)
+        if number > last and not _begins_extension(stream, offset):
+            break
         raw = _header_bytes(stream, offset, number)
         header = Header(raw, number)
         unit = HDU(stream, number, header, offset, offset + len(raw), _data_bytes(header))
@@ -197,8 +125,12 @@ def hdus(stream: Stream, last: int) -> list[HDU]:
     return found
 
 
+def _begins_extension(stream: Stream, offset: int) -> bool:
+    return stream.read(offset, min(len(EXTENSION), stream.size - offset)) == EXTENSION
+
+
 def _header_bytes(stream: Stream, offset: int, number: int) -> bytes:
-    expected = b"SIMPLE  =" if number == 0 else b"XTENSION="
+    expected = EXTENSION if number else b"SIMPLE  ="
     raw = b""
     while True:
         # Extensions of images are short, primary headers and tables are not: begin with little, then take more.

@@ -6,16 +6,16 @@ All BOSS and SDSS spectra lie on one grid, log10 wavelength = COEFF0 + i * 1e-4 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from lensspark.boss.fits import Fault
+from lensspark.boss.stream import Fault
+from lensspark.eigen import DLOGLAM
+from lensspark.spectrum import window_pixels
 
-STEP = 1e-4                # dex per pixel
-STEP_TOLERANCE = 1e-9      # 4,600 pixels of it are 0.05 pixel
-LOGLAM_TOLERANCE = 2e-6    # float32 log10 wavelengths near 3.9 are good to 2.4e-7
+STEP_TOLERANCE = 1e-9    # 4,600 pixels of it are 0.05 pixel
+LOGLAM_TOLERANCE = 2e-6  # float32 log10 wavelengths near 3.9 are good to 2.4e-7
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,6 @@ class Placement:
         return out
 
 
-def window_pixels(window: tuple[float, float]) -> tuple[int, int]:
-    """First and last k of the grid inside `window` = (low, high) in Angstrom: 3800-5000 is 35798 to 36989."""
-    low, high = window
-    return math.ceil(math.log10(low) * 1e4), math.floor(math.log10(high) * 1e4)
-
-
 def placement(coeff0: float, n_file: int, window: tuple[float, float] | None) -> Placement:
     """Where `n_file` pixels that begin at log10 wavelength `coeff0` fall in `window` (None: the file's own pixels).
 
@@ -51,19 +45,18 @@ def placement(coeff0: float, n_file: int, window: tuple[float, float] | None) ->
     """
     if window is None:
         return Placement(n_file, 0, n_file, 0, round(coeff0, 10))
-    k_first, k_last = window_pixels(window)
-    k0 = round(coeff0 / STEP)
-    n_pix = k_last - k_first + 1
+    k_first, n_pix = window_pixels(window)
+    k0 = round(coeff0 / DLOGLAM)
     first = min(max(k_first - k0, 0), n_file)
-    stop = min(max(k_last + 1 - k0, first), n_file)
+    stop = min(max(k_first + n_pix - k0, first), n_file)
     at = min(max(k0 + first - k_first, 0), n_pix)
-    return Placement(n_pix, first, stop, at, round(coeff0 + (k_first - k0) * STEP, 10))
+    return Placement(n_pix, first, stop, at, round(coeff0 + (k_first - k0) * DLOGLAM, 10))
 
 
 def check_step(coeff1: float, hdu: int = 0) -> None:
     """Fault if the header's step is not 1e-4 dex."""
-    if not abs(coeff1 - STEP) <= STEP_TOLERANCE:
-        raise Fault(f"COEFF1 = {coeff1!r}, expected {STEP}", hdu)
+    if not abs(coeff1 - DLOGLAM) <= STEP_TOLERANCE:
+        raise Fault(f"COEFF1 = {coeff1!r}, expected {DLOGLAM}", hdu)
 
 
 def check_coeff0(coeff0: float, hdu: int = 0) -> None:
@@ -79,17 +72,17 @@ def grid_start(loglam: np.ndarray, coeff0: float | None) -> float:
     COEFF0 plus whole pixels is preferred where both agree. Raises Fault for a grid that is not one.
     """
     loglam = loglam.astype(np.float64)
-    bad = np.flatnonzero(~(np.abs(np.diff(loglam) - STEP) <= LOGLAM_TOLERANCE))
+    bad = np.flatnonzero(~(np.abs(np.diff(loglam) - DLOGLAM) <= LOGLAM_TOLERANCE))
     if not len(loglam) or not np.isfinite(loglam[0]):
         raise Fault(f"loglam begins with {loglam[:1]}, expected a finite log10 wavelength", 1)
     if len(bad):
         i = int(bad[0])
-        raise Fault(f"loglam is no grid of {STEP} dex: {loglam[i]:.7g} then {loglam[i + 1]:.7g} at pixel {i}", 1)
+        raise Fault(f"loglam is no grid of {DLOGLAM} dex: {loglam[i]:.7g} then {loglam[i + 1]:.7g} at pixel {i}", 1)
     start = float(loglam[0])
     check_coeff0(start, 1)
     if coeff0 is not None:
         check_coeff0(coeff0)
-        exact = coeff0 + round((start - coeff0) / STEP) * STEP
+        exact = coeff0 + round((start - coeff0) / DLOGLAM) * DLOGLAM
         if abs(exact - start) <= LOGLAM_TOLERANCE:
             return exact
     return start

@@ -14,9 +14,10 @@ import numpy as np
 
 from lensspark import schema
 from lensspark.boss.catalogue import ESSENTIAL, FITS_COLUMNS, catalogue_columns, texts
-from lensspark.boss.fits import DATA_ERRORS, HDU, Fault, Header, fault_of, hdus, open_stream, read_image, read_table
+from lensspark.boss.fits import HDU, Header, hdus, read_image, read_table
 from lensspark.boss.grid import Placement, check_coeff0, check_step, grid_start, placement
 from lensspark.boss.listing import Unit
+from lensspark.boss.stream import DATA_ERRORS, Fault, fault_of, open_stream
 
 PLATE_HDU = {"flux": 0, "ivar": 1, "and_mask": 2, "or_mask": 3, "wdisp": 4, "sky": 6}  # model is spZbest's HDU 2
 PLANES = {column.name: np.int32 if column.type == "array<int>" else np.float32
@@ -163,7 +164,7 @@ def _wanted_rows(unit: Unit, n_fibre: int) -> np.ndarray:
 
 def _model(image: HDU, rows: np.ndarray, place: Placement, coeff0: float, shape: tuple[int, int]) -> np.ndarray:
     """spZbest's synthetic spectra, which must lie on the spPlate's pixels."""
-    if _shape(image) != shape or abs(image.header.number("COEFF0", coeff0) - coeff0) > 1e-6:
+    if _shape(image) != shape or not abs(image.header.number("COEFF0", coeff0) - coeff0) <= 1e-6:
         raise Fault(f"model image is {_shape(image)} from COEFF0 = {image.header.get('COEFF0')}, expected {shape} from "
                     f"{coeff0} as spPlate", image.number)
     image.verify()

@@ -23,14 +23,14 @@ KINDS = ("clean", "lya", "oii", "airglow", "cosmic", "lens_line", "crosstalk", "
 REPEATABLE = ("clean", "lya", "oii", "lens_line")
 _N_UNIFORM, _FEATURE_STEP = 40, 64
 
-# Emission of a galaxy, relative to its [OII] doublet: star formation; the AGN-like share is for strong emitters only.
-_NEBULAR = ((lines.NEIII, 0.12), (lines.HGAMMA, 0.14), (lines.HBETA, 0.32), (lines.OIII[0], 0.22), (lines.OIII[1], 0.66),
-            (lines.HALPHA, 1.1), (lines.NII[0], 0.15), (lines.NII[1], 0.45), (lines.SII[0], 0.25), (lines.SII[1], 0.18))
+# Emission of a galaxy, relative to its [OII] doublet: star formation; only strong emitters have the AGN-like share.
+_NEBULAR = ((lines.NEIII, 0.12), (lines.HGAMMA, 0.14), (lines.HBETA, 0.32), (lines.OIII[0], 0.22),
+            (lines.OIII[1], 0.66), (lines.HALPHA, 1.1), (lines.NII[0], 0.15), (lines.NII[1], 0.45), (lines.SII[0], 0.25), (lines.SII[1], 0.18))
 _NUCLEAR = ((lines.NEV[0], 0.15), (lines.NEV[1], 0.4), (lines.NEIII, 0.25))
 _MGII_FWHM = 1500.0  # km/s
 _OII = float(np.mean(lines.OII))
 
-# Redshift quantiles of LOWZ + CMASS, and the mean i magnitude with redshift (Cao et al. 2020's lens galaxies follow it).
+# Redshift quantiles of LOWZ + CMASS; `draw` has the mean i magnitude with redshift (of Cao et al. 2020's lenses).
 _Z_QUANTILES = ((0.0, 0.05, 0.15, 0.25, 0.35, 0.5, 0.65, 0.8, 0.92, 0.98, 1.0),
                 (0.15, 0.2, 0.3, 0.37, 0.44, 0.5, 0.545, 0.6, 0.66, 0.72, 0.8))
 _APERTURE_LOSS = 0.45  # mag: total light to a 2" fibre

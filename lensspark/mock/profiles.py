@@ -1,7 +1,7 @@
 """Emission-line profiles on the pixel grid, seen through the line-spread function.
 
-A skew normal convolved with a Gaussian is again a skew normal: with delta = alpha / sqrt(1 + alpha^2), the sum of a skew
-normal of width omega and a Gaussian of width s has omega' = sqrt(omega^2 + s^2) and delta' = delta omega / omega'
+A skew normal convolved with a Gaussian is again a skew normal: with delta = alpha / sqrt(1 + alpha^2), the sum of a
+skew normal of width omega and a Gaussian of width s has omega' = sqrt(omega^2 + s^2) and delta' = delta omega / omega'
 (Azzalini 1985, Scand. J. Statist. 12, 171).
 """
 

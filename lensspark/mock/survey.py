@@ -37,14 +37,14 @@ def observe_plate(
     pixels asked for. Raises ValueError for fibres or pixels out of range, or kinds that add up to more than 1.
     """
     fiberids = np.asarray(fiberids, dtype=np.int64)
-    if fiberids.size and not (1 <= fiberids.min() and fiberids.max() <= N_FIBRES):
+    if fiberids.size and not (fiberids.min() >= 1 and fiberids.max() <= N_FIBRES):
         raise ValueError(f"fiberids {fiberids.min()} ... {fiberids.max()}: expected 1 to {N_FIBRES}")
     if (total := sum(getattr(settings, name) for name in KINDS[1:])) > 1 + 1e-9:
         raise ValueError(f"mock: the fractions of the kinds add up to {total:.3f}; expected at most 1")
     conditions = instrument.observe_conditions(seed, plate, mjd)
     first = conditions.first_pixel if first_pixel is None else first_pixel
     n_pix = conditions.n_pix if n_pix is None else n_pix
-    if not (FULL_FIRST <= first and first + n_pix <= FULL_FIRST + FULL_N):
+    if not (first >= FULL_FIRST and first + n_pix <= FULL_FIRST + FULL_N):
         raise ValueError(f"pixels {first} ... {first + n_pix - 1}: expected {FULL_FIRST} to {FULL_FIRST + FULL_N - 1}")
     chunks = [
         _observe(seed, plate, mjd, fiberids[i : i + _CHUNK], settings, basis, conditions, first, n_pix)
@@ -139,7 +139,7 @@ def _line_scale(targets: Objects, settings: Mock, u: np.ndarray, line: np.ndarra
     factor = np.ones(len(snr))
     ranges = dict(_ARTEFACT_SNR)
     if settings.line_snr:
-        ranges |= {name: settings.line_snr for name in ("lya", "oii")}
+        ranges |= dict.fromkeys(("lya", "oii"), settings.line_snr)
     for name, (low, high) in ranges.items():
         chosen = (targets.kind == KINDS.index(name)) & (snr > 0)
         factor[chosen] = (low + (high - low) * u[chosen]) / snr[chosen]
