@@ -25,4 +25,4 @@ SKY_HG = (4047.7, 4079.0, 4340.4, 4348.7, 4359.6)
 
 def source_redshift(line_wave: np.ndarray, rest: float = LYA) -> np.ndarray:
     """Redshift at which a line of rest wavelength `rest` is observed at `line_wave`."""
-    return np.asarray(line_wave) / rest - 1
+    return line_wave / rest - 1

@@ -104,8 +104,7 @@ def _weights(grid: Grid, rng: np.random.Generator, n: int) -> np.ndarray:
     log_age, metal = np.log10(grid.ages), grid.metallicities
 
     def bump(centre: np.ndarray, width: float, where: np.ndarray) -> np.ndarray:
-        weight = np.exp(-0.5 * ((where - centre[:, None]) / width) ** 2) + 1e-12
-        return weight
+        return np.exp(-0.5 * ((where - centre[:, None]) / width) ** 2) + 1e-12
 
     rich = bump(rng.normal(0.05, 0.2, n), 0.2, metal)
     old = bump(rng.uniform(np.log10(2.0), np.log10(11.0), n), 0.1, log_age) * (grid.ages > 1.2)

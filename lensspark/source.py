@@ -174,7 +174,8 @@ class BossReader(DataSourceReader):
 def blocks(units: tuple[Unit, ...], target_bytes: int, at_least: int) -> list[tuple[Unit, ...]]:
     """`units` in order, cut into runs of about equal bytes, `target_bytes` or less, give or take a file.
 
-    There are `at_least` blocks, or one per file where there are fewer files. No block is empty.
+    There are at least `at_least` blocks of files alike, or one per file where there are fewer; a file that outweighs
+    several blocks' share is one block alone. No block is empty.
     """
     if not units:
         return [()]

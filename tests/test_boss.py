@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 
 from lensspark import schema
 from lensspark.boss import PLANES, Key, join_catalogues, read_unit, survey_files
-from lensspark.boss.fits import hdus, read_image
 from lensspark.boss.grid import placement
-from lensspark.boss.stream import open_stream
 
 ALL = tuple(PLANES)
 WINDOW = (3800.0, 5000.0)
+CHECKED = ("Z", "PLUG_RA", "PLUG_DEC", "VDISP", "SN_MEDIAN_ALL")  # numbers of HDU 2, by astropy
 
 
 def read_all(root, planes=ALL, window=None, **how):
@@ -70,7 +69,7 @@ def test_every_real_spectrum_is_read_and_listed_right(real, shared_data):
 def test_every_real_pixel_equals_astropys(real):
     for columns, planes in real[0].values():
         with afits.open(columns["path"]) as file:
-            coadd, row = file[1].data, file[2].data[0]
+            coadd, row = file[1].data, {name: file[2].data[name][0] for name in CHECKED}
             for name in ALL:
                 expected = coadd[name].astype(coadd[name].dtype.newbyteorder("="))
                 np.testing.assert_array_equal(planes[name], expected, strict=True)
@@ -99,17 +98,36 @@ def test_sdss_files_have_nulls_for_what_they_lack(real):
     assert all(columns["z_noqso"] is not None for columns, _ in real[0].values() if columns["run2d"] != "26")
 
 
-def test_real_spplate_cut(shared_data, tmp_path):
-    cut = shared_data / "formats" / "spPlate-4055-55359-0020.fits"
-    with open_stream(str(cut)) as stream:
-        flux = read_image(hdus(stream, 0)[0], np.arange(20), 100, 1300)
-    np.testing.assert_array_equal(flux, afits.getdata(cut)[:, 100:1300].astype("f4"), strict=True)
-    (tmp_path / "4055").mkdir()
-    (tmp_path / "4055" / "spPlate-4055-55359.fits").symlink_to(cut)
-    bf.write(tmp_path / "4055" / "spZbest-4055-55359.fits", [afits.PrimaryHDU()])
-    good, faults = read_all(tmp_path)
-    assert not good and [(f["plate"], f["mjd"], f["fiberid"], f["hdu"]) for f in faults] == [(4055, 55359, None, 1)]
-    assert "no ivar HDU" in faults[0]["reason"]
+def test_a_real_spplate_gives_what_its_lite_files_give(shared_data, tmp_path):
+    """Header and fluxes are the plate's own; the cut lacks the other HDUs, so those are filled from two lite files."""
+    with afits.open(shared_data / "formats" / "spPlate-4055-55359-0020.fits") as cut:
+        header, flux = cut[0].header.copy(), cut[0].data.copy()
+    planes = {name: np.zeros(flux.shape, "i4" if "mask" in name else "f4") for name in bf.PLANE_NAMES[1:]}
+    rows, lite = np.zeros(len(flux), int), []
+    for i, fiberid in enumerate((10, 18)):
+        lite.append(shared_data / "spectra" / "boss" / f"spec-4055-55359-{fiberid:04d}.fits")
+        coadd = afits.getdata(lite[-1], 1)
+        rows[fiberid - 1] = i
+        for name, plane in planes.items():
+            plane[fiberid - 1, :len(coadd)] = coadd[name]
+    catalogue = np.concatenate([np.asarray(afits.getdata(path, 2)) for path in lite])[rows]
+    catalogue["FIBERID"] = np.arange(len(flux)) + 1
+    images = [afits.ImageHDU(planes[name]) for name in bf.PLANE_NAMES[1:-1]]
+    images.insert(-1, bf.table_hdu({"FIBERID": catalogue["FIBERID"]}, "PLUGMAP"))
+    folder = tmp_path / "plate" / "v5_7_0" / "4055"
+    bf.write(folder / "spPlate-4055-55359.fits", [afits.PrimaryHDU(flux, header), *images])
+    model = afits.ImageHDU(planes["model"], afits.Header({"COEFF0": header["COEFF0"]}))
+    bf.write(folder / "v5_7_0" / "spZbest-4055-55359.fits",
+             [afits.PrimaryHDU(), afits.BinTableHDU(catalogue), model])
+    (tmp_path / "lite" / "v5_7_0").mkdir(parents=True)
+    for path in lite:
+        (tmp_path / "lite" / "v5_7_0" / path.name).symlink_to(path)
+    by_lite, faults = read_all(tmp_path / "lite", window=WINDOW)
+    by_plate, more = read_all(tmp_path / "plate", window=WINDOW, keys={Key(4055, 55359, 10), Key(4055, 55359, 18)})
+    assert faults == more == [] and sorted(by_lite) == sorted(by_plate) and len(by_lite) == 2
+    for key in by_lite:
+        assert by_lite[key][1]["flux"].all() and by_lite[key][0]["z_noqso"] is not None
+        assert_same(by_plate[key], by_lite[key])
 
 
 def test_real_spall_cut_is_joined(shared_data, tmp_path):
@@ -171,6 +189,17 @@ def test_variants_of_plates_give_the_same_rows(tmp_path, how):
         assert_same(one[0][key], other[0][key])
 
 
+def test_a_plate_of_sdss_has_640_fibres_and_no_noqso_columns(tmp_path):
+    plate = bf.make_plate(640, 20, plate=266, mjd=51630, run2d="26")
+    plate.catalogue = {name: v for name, v in plate.catalogue.items() if "NOQSO" not in name and name != "RUN2D"}
+    bf.write_plate(tmp_path / "26", plate, zbest=".")
+    good, faults = read_all(tmp_path)
+    assert faults == [] and sorted(good) == [(266, 51630, fiberid, "26") for fiberid in range(1, 641)]
+    columns, planes = good[266, 51630, 640, "26"]
+    assert columns["z_noqso"] is None and columns["z"] == float(plate.catalogue["Z"][639])
+    np.testing.assert_array_equal(planes["flux"], plate.planes["flux"][639])
+
+
 def test_a_gzipped_file_without_the_name_is_read(tmp_path):
     plate = bf.make_plate(1)
     path, = bf.write_specs(tmp_path, plate, suffix=".gz")
@@ -213,6 +242,20 @@ def test_each_tree_gives_a_spectrum_once_and_the_cheapest_way(tmp_path):
     assert sorted(only) == [(3586, 55181, 1, "v5_13_0"), (3586, 55181, 2, "v5_7_2")]
     for key in only:
         assert_same(only[key], good[key], ignore=())
+
+
+def test_local_roots_by_other_names(tmp_path, monkeypatch):
+    """Paths come out absolute: an executor's working directory is not the driver's."""
+    path, = bf.write_specs(tmp_path / "lite", bf.make_plate(1))
+    monkeypatch.chdir(tmp_path)
+    for root in ("lite", "./lite/", f"file:{tmp_path}/lite", f"{tmp_path}/lite"):
+        assert [unit.path for unit in survey_files(root).units] == [str(path)]
+    asked = []
+    monkeypatch.setattr(os.path, "isdir", asked.append)
+    for root in ("dbfs:/Volumes/sky/boss", "dbfs:/mnt/boss"):
+        with pytest.raises(ValueError, match=f"{root}: expected an existing folder"):
+            survey_files(root)
+    assert asked == ["/Volumes/sky/boss", "/dbfs/mnt/boss"]
 
 
 def test_a_number_in_the_path_above_is_no_plate(tmp_path):

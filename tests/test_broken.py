@@ -220,6 +220,7 @@ def test_a_header_of_terabytes_allocates_nothing(three):
 # name: (damage, fibres that stay good, fibre of the fault, HDU, reason)
 PLATE_FAULTS = {
     **{f"cut_in_{i}": (lambda p, i=i: truncate(p, offsets(p)[i][0] + 5), [], None, i, "truncated") for i in range(7)},
+    "flux_alone": (lambda p: truncate(p, header_of(p, 1)), [], None, 1, "no ivar HDU: the file has 1 HDUs"),
     "no_zbest": (lambda p: zbest(p).unlink(), [], None, None, "no spZbest-3586-55181.fits"),
     "empty_zbest": (lambda p: zbest(p).write_bytes(b""), [], None, None, "spZbest-3586-55181.fits: empty file"),
     "cut_zbest": (lambda p: truncate(zbest(p), offsets(zbest(p))[1][0] + 9), [], None, 1, "spZbest.*truncated"),

@@ -126,7 +126,9 @@ def test_blocks_are_balanced_and_complete():
     assert len(blocks(units, 10**12, 1)) == 1
     sizes = [sum(u.nbytes for u in block) for block in blocks(units, 304_000_000, 1)]
     assert len(sizes) == 9 and max(sizes) <= 304e6 + 100e6
-    assert len(blocks(units[:3], 10**12, 8)) == 3
+    assert len(blocks(units[1:4], 10**12, 8)) == 3  # no more than files
+    assert [len(block) for block in blocks(units[1:4] + units[:1], 10**12, 3)] == [3, 1]
+    assert blocks((), 1, 8) == [()]
 
 
 def test_batches_respect_their_limit(survey):

@@ -22,6 +22,7 @@ CATALOGUE = re.compile(r"(specObj|spAll|platelist)[^/]*\.fits(\.gz)?")
 CLAIMS = re.compile(r"(spec|spPlate)-.*\.fits(\.gz)?")  # a spectrum by its name, well-formed or not
 RUN2D = re.compile(r"v\d+_\d+_\d+\w*|26|103|104")
 FOLDER_PLATE = re.compile(r"\d{4,6}")
+MOUNTS = (("dbfs:/Volumes/", "/Volumes/"), ("dbfs:/", "/dbfs/"), ("file:/", "/"))  # Spark's names of local folders
 # Sizes where the listing of a local folder does not say: DR12's typical files.
 NOMINAL_BYTES = {"plate": 110_000_000, "lite": 220_000, "spec": 220_000, "full": 2_000_000, "fault": 0}
 
@@ -145,19 +146,21 @@ def _enter(name: str, plates: set[int] | None) -> bool:
 def _lister(root: str):
     """A function that lists one folder, and the root as it wants it. Raises ValueError if root is no folder."""
     if "://" not in root:
-        if not os.path.isdir(root):
+        mount = next((mount + root[len(name):] for name, mount in MOUNTS if root.startswith(name)), root)
+        if not os.path.isdir(mount):
             raise ValueError(f"{root}: expected an existing folder of spectra")
-        return _list_local, [root]
+        return _list_local, [os.path.abspath(mount)]  # executors have a working directory of their own
     import fsspec
 
     fs, top = fsspec.core.url_to_fs(root)
+    fs.invalidate_cache()  # this process may have listed the store before the latest upload
     if not fs.isdir(top):
         raise ValueError(f"{root}: expected an existing folder of spectra")
 
     def list_remote(folder: str) -> list[Entry]:
         try:
             listing = fs.ls(folder, detail=True)
-        except PermissionError as error:
+        except (PermissionError, FileNotFoundError) as error:
             return [Entry(fs.unstrip_protocol(folder), True, None, str(error))]
         return [
             Entry(fs.unstrip_protocol(item["name"].rstrip("/")), item["type"] == "directory", item.get("size"))

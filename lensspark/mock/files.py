@@ -216,14 +216,12 @@ def _padded(data: bytes) -> bytes:
 def _hdu(hdu: fits.PrimaryHDU | fits.ImageHDU | fits.BinTableHDU, checksum: bool = False) -> bytes:
     """Header and data of one HDU, padded to blocks."""
     if checksum:
-        hdu.add_checksum(when="of the whole HDU")  # astropy's own comment holds the time of day
-        hdu.header.comments["DATASUM"] = "of the data"
+        hdu.add_checksum(when="FITS standard 4.0, appendix J")  # astropy's own comment holds the time of day
     with warnings.catch_warnings():
         warnings.simplefilter("error", fits.verify.VerifyWarning)
         header = hdu.header.tostring().encode()
     if hdu.data is None:
         return header
-    data = np.asarray(hdu.data)
-    if data.dtype.names is None:
-        data = data.astype(data.dtype.newbyteorder(">"), copy=False)
+    data = np.asarray(hdu.data)  # of tables astropy has made native byte order
+    data = data.astype(data.dtype.newbyteorder(">"), copy=False)
     return header + _padded(data.tobytes())

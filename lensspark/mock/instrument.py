@@ -38,18 +38,18 @@ PLATE_NOISE_SCATTER, PLATE_SKY_SCATTER = 0.12, 0.18  # ln; exposure time and tra
 SKY_LINES = np.fromstring("""
 3617.4 13 3636.6 21 3650.9 24 3664.4 15 3701.7 12 3742.0 18 3751.5 6 3774.0 6 3792.3 5 3815.0 6 3831.8 18 3846.8 7
 3908.4 13 3943.7 7 4013.3 6 4021.6 8 4047.7 31 4066.3 8 4079.0 8 4165.8 9 4316.2 5 4348.7 3 4359.6 48 4408.6 6
-4421.8 5 4661.2 4 4672.0 5 4985.4 10 5087.4 6 5155.8 4 5200.4 4 5462.3 28 5578.9 549 5674.1 8 5691.1 28 5771.7 9 5791.6 8
-5868.1 15 5891.5 91 5917.0 12 5934.7 16 5955.3 13 5978.6 10 6237.3 16 6260.4 13 6289.3 10 6302.0 79 6331.4 11 6365.5 25 6467.0 9
-6501.3 12 6535.8 9 6555.4 11 6579.6 9 6831.2 26 6865.9 30 6924.7 17 6951.8 21 6980.7 13 7242.7 69 7277.8 65 7306.3 15
-7318.1 45 7331.6 21 7343.4 55 7360.4 21 7372.2 45 7404.6 28 7440.5 14 7481.7 18 7526.6 31 7573.6 21 7601.5 24 7631.3 20
-7719.7 86 7753.5 77 7782.2 16 7796.5 55 7810.9 23 7823.5 68 7843.3 21 7856.0 83 7872.3 35 7892.2 43 7915.9 81 7952.4 17
-7967.1 57 7981.8 31 7996.5 64 8027.9 50 8064.9 25 8105.9 12 8300.4 76 8313.8 20 8346.4 139 8367.6 22 8384.9 36 8402.3 97
-8417.8 42 8433.3 117 8454.7 37 8468.4 85 8507.5 50 8550.7 24 8629.8 112 8661.6 107 8780.1 121 8794.3 35 8828.8 211
-8853.2 25 8869.5 57 8887.9 144 8906.4 67 8922.8 173 8945.4 61 8959.8 130 8990.8 49 9003.3 82 9053.2 43 9105.4 22
-9164.3 14 9315.4 317 9341.1 62 9377.8 403 9405.9 51 9423.2 89 9442.8 291 9462.4 137 9479.8 229 9506.0 108 9521.4 170 9556.5 70
-9569.7 153 9625.0 60 9685.0 71 9702.9 63 9723.0 80 9740.9 44 9794.9 185 9851.4 43 9876.4 142 9896.9 63 9917.4 155
-9949.5 360 10016.1 325 10064.7 87 10085.6 178 10106.5 80 10127.4 251 10155.5 119 10174.2 266 10193.0 137 10214.1 225
-10228.2 159 10289.6 463
+4421.8 5 4661.2 4 4672.0 5 4985.4 10 5087.4 6 5155.8 4 5200.4 4 5462.3 28 5578.9 549 5674.1 8 5691.1 28 5771.7 9
+5791.6 8 5868.1 15 5891.5 91 5917.0 12 5934.7 16 5955.3 13 5978.6 10 6237.3 16 6260.4 13 6289.3 10 6302.0 79 6331.4 11
+6365.5 25 6467.0 9 6501.3 12 6535.8 9 6555.4 11 6579.6 9 6831.2 26 6865.9 30 6924.7 17 6951.8 21 6980.7 13 7242.7 69
+7277.8 65 7306.3 15 7318.1 45 7331.6 21 7343.4 55 7360.4 21 7372.2 45 7404.6 28 7440.5 14 7481.7 18 7526.6 31
+7573.6 21 7601.5 24 7631.3 20 7719.7 86 7753.5 77 7782.2 16 7796.5 55 7810.9 23 7823.5 68 7843.3 21 7856.0 83
+7872.3 35 7892.2 43 7915.9 81 7952.4 17 7967.1 57 7981.8 31 7996.5 64 8027.9 50 8064.9 25 8105.9 12 8300.4 76
+8313.8 20 8346.4 139 8367.6 22 8384.9 36 8402.3 97 8417.8 42 8433.3 117 8454.7 37 8468.4 85 8507.5 50 8550.7 24
+8629.8 112 8661.6 107 8780.1 121 8794.3 35 8828.8 211 8853.2 25 8869.5 57 8887.9 144 8906.4 67 8922.8 173 8945.4 61
+8959.8 130 8990.8 49 9003.3 82 9053.2 43 9105.4 22 9164.3 14 9315.4 317 9341.1 62 9377.8 403 9405.9 51 9423.2 89
+9442.8 291 9462.4 137 9479.8 229 9506.0 108 9521.4 170 9556.5 70 9569.7 153 9625.0 60 9685.0 71 9702.9 63 9723.0 80
+9740.9 44 9794.9 185 9851.4 43 9876.4 142 9896.9 63 9917.4 155 9949.5 360 10016.1 325 10064.7 87 10085.6 178
+10106.5 80 10127.4 251 10155.5 119 10174.2 266 10193.0 137 10214.1 225 10228.2 159 10289.6 463
 """, sep=" ").reshape(-1, 2)
 # Where residuals of the sky subtraction imitate a line: lamps, Na, auroral N2+, [NI].
 AIRGLOW = np.array([3915.5, 4047.7, 4079.0, 4166.0, 4279.3, 4348.7, 4359.6, 4424.0, 4661.2, 4710.2, 4985.4, 5200.4])
@@ -116,10 +116,13 @@ def observe_conditions(seed: int, plate: int, mjd: int) -> Plate:
     )
 
 
-def lsf_of_fibres(plate: Plate, fiberids: np.ndarray, pixels: slice) -> np.ndarray:
-    """LSF sigma in px, (n, n_pix) float32: widest at both ends of each spectrograph's slit of 500 fibres."""
+def lsf_of_fibres(plate: Plate, fiberids: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """LSF sigma in px, float32, at pixels `grid` of FULL: widest at both ends of each spectrograph's slit of 500 fibres.
+
+    fiberids and grid are broadcast against each other.
+    """
     slit = ((fiberids - 1) % 500 - 249.5) / 249.5
-    return (plate.lsf[pixels] * (1 + plate.lsf_curve * slit[:, None] ** 4)).astype(np.float32)
+    return (plate.lsf[grid] * (1 + plate.lsf_curve * slit**4)).astype(np.float32)
 
 
 def correlated(white: np.ndarray) -> np.ndarray:
@@ -137,16 +140,20 @@ def _runs(starts: np.ndarray, length: np.ndarray, longest: int) -> np.ndarray:
 
 
 def masks(plate: Plate, uniforms: np.ndarray, fibre: np.ndarray, pixels: slice) -> tuple[np.ndarray, ...]:
-    """(measured, and_mask, or_mask), each (n, n_pix), from uniform deviates (n, n_pix) and `fibre` (n, 5).
+    """(measured, and_mask, or_mask), each (n, n_pix), from uniform deviates (n, FULL_N) and `fibre` (n, 5).
 
     Cosmic rays lost in single exposures set OR bits only; a few fibres lose a run of pixels altogether, most lose the
     core of 5578.9 A; bright sky lines set BRIGHTSKY in both; where only one arm's end reaches, OR bits tell so.
     """
     wave = wavelength(FULL_FIRST + np.arange(FULL_N))[pixels]
     grid = np.arange(FULL_N)[pixels]
-    ray = _runs(uniforms < 0.011, uniforms * (6 / 0.011) + 1, 6)
+    margin = min(pixels.start, 6)  # a run may begin before the first pixel
+    wide = uniforms[:, pixels.start - margin:pixels.stop]
+    uniforms = uniforms[:, pixels]
+    ray = _runs(wide < 0.011, wide * (6 / 0.011) + 1, 6)
     or_mask = ray * (PARTIALREJECT | COMBINEREJ)
-    or_mask |= _runs((uniforms > 0.5) & (uniforms < 0.5035), np.full_like(uniforms, 4.0), 4) * NEARBADPIXEL
+    or_mask |= _runs((wide > 0.5) & (wide < 0.5035), np.full_like(wide, 4.0), 4) * NEARBADPIXEL
+    or_mask = or_mask[:, margin:]
     # A lost run in every twelfth fibre, 2-24 px long, anywhere.
     start = FULL_N * fibre[:, 0] / 0.085
     lost = (grid >= start[:, None]) & (grid < (start + 2 + 22 * fibre[:, 1] ** 2)[:, None])

@@ -21,11 +21,12 @@ from lensspark.spectrum import pixel, wavelength
 N_FIBRES = 1000
 KINDS = ("clean", "lya", "oii", "airglow", "cosmic", "lens_line", "crosstalk", "sky", "star")
 REPEATABLE = ("clean", "lya", "oii", "lens_line")
-_N_UNIFORM, _FEATURE_STEP = 40, 64
+_N_UNIFORM, _FEATURE_STEP, _MEAN_HALF_WIDTH = 40, 64, 75
 
 # Emission of a galaxy, relative to its [OII] doublet: star formation; only strong emitters have the AGN-like share.
 _NEBULAR = ((lines.NEIII, 0.12), (lines.HGAMMA, 0.14), (lines.HBETA, 0.32), (lines.OIII[0], 0.22),
-            (lines.OIII[1], 0.66), (lines.HALPHA, 1.1), (lines.NII[0], 0.15), (lines.NII[1], 0.45), (lines.SII[0], 0.25), (lines.SII[1], 0.18))
+            (lines.OIII[1], 0.66), (lines.HALPHA, 1.1), (lines.NII[0], 0.15), (lines.NII[1], 0.45),
+            (lines.SII[0], 0.25), (lines.SII[1], 0.18))
 _NUCLEAR = ((lines.NEV[0], 0.15), (lines.NEV[1], 0.4), (lines.NEIII, 0.25))
 _MGII_FWHM = 1500.0  # km/s
 _OII = float(np.mean(lines.OII))
@@ -137,6 +138,8 @@ def continua(objects: Objects, basis: Basis, first_pixel: int, n_pix: int) -> tu
     They differ by features that no basis holds: the depth of the absorption lines wanders along the spectrum by 10 %.
     """
     n = len(objects.z)
+    margin = _MEAN_HALF_WIDTH + 1  # so that the running mean does not depend on the pixels that are asked for
+    first_pixel, n_pix = first_pixel - margin, n_pix + 2 * margin
     simple = np.zeros((n, n_pix), dtype=np.float32)
     star = objects.kind == KINDS.index("star")
     galaxy = ~star & (objects.kind != KINDS.index("sky"))
@@ -144,14 +147,17 @@ def continua(objects: Objects, basis: Basis, first_pixel: int, n_pix: int) -> tu
     simple[rows] = _galaxies(objects[rows], basis, first_pixel, n_pix)
     rows = np.flatnonzero(star)
     simple[rows] = _stars(objects[rows], first_pixel, n_pix)
-    pixels = slice(first_pixel - FULL_FIRST, first_pixel - FULL_FIRST + n_pix)
-    wander = smooth_noise(objects.g, FULL_N, _FEATURE_STEP)[:, pixels]
-    return simple, simple + np.float32(0.10) * wander * (simple - _running_mean(simple, 75))
+    start = first_pixel + margin - FULL_FIRST
+    wander = smooth_noise(objects.g, FULL_N, _FEATURE_STEP)[:, start:start + n_pix - 2 * margin]
+    inner = simple[:, margin:-margin]
+    return inner, inner + np.float32(0.10) * wander * (inner - _running_mean(simple))
 
 
-def _running_mean(values: np.ndarray, half: int) -> np.ndarray:
-    padded = np.pad(values, ((0, 0), (half + 1, half)), mode="edge").cumsum(axis=1, dtype=np.float64)
-    return ((padded[:, 2 * half + 1:] - padded[:, : -2 * half - 1]) / (2 * half + 1)).astype(np.float32)
+def _running_mean(values: np.ndarray) -> np.ndarray:
+    """Mean over 151 px of (n, n_pix): (n, n_pix - 152), float32, from the pixel _MEAN_HALF_WIDTH + 1 on."""
+    width = 2 * _MEAN_HALF_WIDTH + 1
+    total = values.cumsum(axis=1, dtype=np.float64)
+    return ((total[:, width:-1] - total[:, :-width - 1]) / width).astype(np.float32)
 
 
 def _galaxies(objects: Objects, basis: Basis, first_pixel: int, n_pix: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from lensspark.eigen import DLOGLAM, Basis
 from lensspark.mock import instrument, objects, profiles
 from lensspark.mock.instrument import FULL_FIRST, FULL_N
 from lensspark.mock.objects import KINDS, N_FIBRES, Objects
+from lensspark.spectrum import pixel
 
 RUN2D = "v5_7_0"
 _CHUNK = 250  # fibres at a time: 10 eigenspectra of each over the whole range are 47 MB
@@ -70,15 +71,16 @@ def _observe(seed, plate, mjd, fiberids, settings, basis, conditions, first, n_p
     pixels = slice(first - FULL_FIRST, first - FULL_FIRST + n_pix)
     targets = objects.draw(seed, plate, fiberids, settings)
     scalars, normals, uniforms = _randoms(seed, plate, mjd, fiberids)
-    uniforms = uniforms[:, pixels]
-    lsf = instrument.lsf_of_fibres(conditions, fiberids, pixels)
+    lsf = instrument.lsf_of_fibres(conditions, fiberids[:, None], np.arange(FULL_N)[None, pixels])
     simple, light = objects.continua(targets, basis, first, n_pix)
     emitted = objects.emission(targets, settings, conditions, scalars[:, :8])
     leaking = np.flatnonzero(targets.kind == KINDS.index("crosstalk"))
     leaked, leaked_light = _leaked(seed, plate, fiberids, leaking, settings, basis, first, n_pix)
     light[leaking] += leaked_light
     emitted = objects.Lines.join([emitted, leaked])
-    line, other = _render(emitted, lsf, first)
+    centre = np.clip(np.rint(pixel(emitted.wave)).astype(int) - FULL_FIRST, 0, FULL_N - 1)
+    sigma = instrument.lsf_of_fibres(conditions, fiberids[emitted.rows], centre)
+    line, other = _render(emitted, np.where(emitted.artefact, 0.01, sigma), first, lsf.shape)
 
     scale = np.exp(instrument.FIBRE_SCALE_SCATTER * ndtri(scalars[:, 8])).astype(np.float32)[:, None]
     sky = scale * conditions.sky[pixels].astype(np.float32)
@@ -97,8 +99,9 @@ def _observe(seed, plate, mjd, fiberids, settings, basis, conditions, first, n_p
     noise = instrument.correlated(normals[:, pixels.start : pixels.stop + 1])
     noise *= np.sqrt(true_variance) * conditions.true_over_reported[pixels].astype(np.float32)
     # The reported errors scatter by 4 % about their mean, as variances estimated from a few exposures do.
-    ivar = np.where(measured, np.exp(np.float32(0.28) * (uniforms - np.float32(0.5))) / true_variance, np.float32(0))
-    flux = light * _calibration(conditions, scalars[:, 16:32], n_pix, pixels) + _sky_residual(sky, scalars[:, 20:22])
+    ivar = np.where(measured, np.exp(np.float32(0.28) * (uniforms[:, pixels] - np.float32(0.5))) / true_variance, np.float32(0))
+    flux = light * _calibration(conditions, scalars[:, 16:32], n_pix, pixels)
+    flux += scale * _sky_residual(conditions.sky, scalars[:, 20:22], pixels)
     columns = _catalogue(seed, plate, mjd, fiberids, targets, scalars, conditions)
     columns |= _truth(targets, emitted, line, ivar, factor)
     own_lines = np.isin(targets.kind, [KINDS.index("lens_line"), KINDS.index("clean")])
@@ -112,11 +115,10 @@ def _observe(seed, plate, mjd, fiberids, settings, basis, conditions, first, n_p
     return columns
 
 
-def _render(emitted: objects.Lines, lsf: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
-    """Spectra (n, n_pix) of the primary lines and of all others."""
-    line, other = np.zeros_like(lsf), np.zeros_like(lsf)
-    where = np.clip(np.rint(np.log10(emitted.wave) / DLOGLAM).astype(int) - first, 0, lsf.shape[1] - 1)
-    sigma = np.where(emitted.artefact, 0.01, lsf[emitted.rows, where])
+def _render(emitted: objects.Lines, sigma: np.ndarray, first: int, shape: tuple[int, int]
+            ) -> tuple[np.ndarray, np.ndarray]:
+    """Spectra (n, n_pix) of the primary lines and of all others, seen through an LSF of `sigma` px (n_lines,)."""
+    line, other = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     for spectra, chosen in ((line, emitted.primary), (other, ~emitted.primary)):
         chosen = chosen & (emitted.flux > 0)
         args = [getattr(emitted, name)[chosen] for name in ("rows", "wave", "flux", "fwhm", "alpha")]
@@ -157,9 +159,10 @@ def _calibration(conditions, u: np.ndarray, n_pix: int, pixels: slice) -> np.nda
     return wave + conditions.calibration[pixels].astype(np.float32)
 
 
-def _sky_residual(sky: np.ndarray, u: np.ndarray) -> np.ndarray:
-    amount, shift = (ndtri(u) * (_SKY_ERROR, _SKY_SHIFT)).astype(np.float32).T
-    return amount[:, None] * sky + shift[:, None] * np.gradient(sky, axis=1)
+def _sky_residual(sky: np.ndarray, u: np.ndarray, pixels: slice) -> np.ndarray:
+    """What imperfect subtraction leaves of the plate's sky (FULL_N,), (n, n_pix)."""
+    amount, shift = (ndtri(u) * (_SKY_ERROR, _SKY_SHIFT)).astype(np.float32).T[:, :, None]
+    return amount * sky[pixels].astype(np.float32) + shift * np.gradient(sky)[pixels].astype(np.float32)
 
 
 def _catalogue(seed, plate, mjd, fiberids, targets: Objects, s: np.ndarray, conditions) -> dict[str, np.ndarray]:

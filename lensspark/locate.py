@@ -1,0 +1,55 @@
+"""Where the line is: the network's position, refined on the spectrum, and what the matched filter measures there."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lensspark import matched_filter
+from lensspark.eigen import DLOGLAM
+from lensspark.spectrum import Prepared
+
+REFINE_PX = 12    # the network's cell is trusted to this many pixels on each side, or to one cell where that is more
+MASK_HALF_PX = 7  # the classical filter is 15 px long (Shu et al. 2016)
+
+
+def measure_line(prepared: Prepared, heat: np.ndarray, loglam0: np.ndarray, min_snr: float) -> dict[str, np.ndarray]:
+    """Columns of schema.LINE (but p_line) of n spectra, each (n,) float64 or int32.
+
+    heat (n, n_cells): the network's probability that the line is in each cell; loglam0 (n,): log10 wavelength of the
+    first pixel. The line is at the highest matched-filter S/N within REFINE_PX of the hottest cell, to a fraction of
+    a pixel by the parabola through it and its neighbours. Flux and error are the least-squares amplitude of a
+    Gaussian of sigma 2.2 px there (Shu et al. 2016) and `line_peak` that Gaussian's height: a wider or narrower line
+    has more or less than that. `n_line_hits` counts separate peaks of at least `min_snr`.
+    """
+    amplitude, weight = matched_filter.amplitude(prepared.residual, prepared.ivar, matched_filter.CLASSICAL_SIGMA)
+    snr = amplitude * np.sqrt(weight)
+    n, n_pix = snr.shape
+    rows, grid = np.arange(n), np.arange(n_pix)
+    cell = n_pix / heat.shape[1]
+    hottest = (heat.argmax(axis=1) + 0.5) * cell - 0.5
+    near = np.abs(grid - hottest[:, None]) <= max(REFINE_PX, cell)
+    peak = np.where(near, snr, -np.inf).argmax(axis=1)
+    offset = _parabola(*(snr[rows, np.clip(peak + step, 0, n_pix - 1)].astype(np.float64) for step in (-1, 0, 1)))
+    wave = 10 ** (loglam0 + DLOGLAM * (peak + offset))
+    pixel_width = wave * np.log(10) * DLOGLAM  # Angstrom
+    value, ivar = amplitude[rows, peak].astype(np.float64), weight[rows, peak].astype(np.float64)
+    with np.errstate(divide="ignore"):
+        error = np.where(ivar > 0, 1 / np.sqrt(ivar), np.nan)
+    beside = np.clip(peak[:, None] + np.arange(-MASK_HALF_PX, MASK_HALF_PX + 1), 0, n_pix - 1)
+    return {
+        "line_wave": wave,
+        "line_snr": snr[rows, peak].astype(np.float64),
+        "line_flux": value * pixel_width,
+        "line_flux_err": error * pixel_width,
+        "line_peak": value * matched_filter.kernel(matched_filter.CLASSICAL_SIGMA).max(),
+        "line_mask_fraction": (prepared.ivar[rows[:, None], beside] == 0).mean(axis=1),
+        "n_line_hits": matched_filter.count_hits(snr, min_snr).astype(np.int32),
+    }
+
+
+def _parabola(left: np.ndarray, centre: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Offset of the vertex from the centre, -0.5 to 0.5; 0 where the three points have no maximum."""
+    curvature = left - 2 * centre + right
+    with np.errstate(divide="ignore", invalid="ignore"):
+        offset = np.where(curvature < 0, 0.5 * (left - right) / curvature, 0.0)
+    return np.clip(offset, -0.5, 0.5)
