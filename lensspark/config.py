@@ -242,7 +242,7 @@ def _overlay(tree: dict[str, Any], top: dict[str, Any], origin: str) -> None:
 
 
 def section(kind: type, values: dict[str, Any], name: str) -> Any:
-    """The dataclass `kind` from `values`, checked against its types and limits; raises ConfigError with section `name`."""
+    """The dataclass `kind` from `values`, checked against its types and limits; ConfigError names section `name`."""
     hints = get_type_hints(kind)
     checked = {}
     for item in dataclasses.fields(kind):

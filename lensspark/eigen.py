@@ -39,7 +39,7 @@ class Basis:
         try:
             with np.load(stream, allow_pickle=False) as file:
                 basis = cls(int(file["first_pixel"]), file["vectors"], file["coefficients"], str(file["provenance"]))
-        except (KeyError, ValueError, OSError) as error:
+        except (KeyError, ValueError, OSError, EOFError) as error:
             name = "the given bytes" if isinstance(source, bytes) else source
             raise ValueError(f"{name}: not a basis of eigenspectra: {error}") from error
         if basis.vectors.ndim != 2 or basis.coefficients.shape[1:] != basis.vectors.shape[:1]:

@@ -19,7 +19,7 @@ import pandas as pd
 from lensspark import catalogue, inference, report, schema, source, vetting
 from lensspark.boss import survey_files
 from lensspark.catalogue import join
-from lensspark.config import Config
+from lensspark.config import Config, from_dict
 from lensspark.lines import source_redshift
 from lensspark.model import Model
 from lensspark.selection import select
@@ -57,9 +57,7 @@ class Run:
         return join(self.out, name)
 
     def table(self, name: str) -> str:
-        """`path` as Spark takes it: a local path stays local where the cluster's default file system is another."""
-        path = self.path(name)
-        return path if "://" in path or "DATABRICKS_RUNTIME_VERSION" in os.environ else Path(path).resolve().as_uri()
+        return spark_path(self.path(name))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -69,6 +67,22 @@ class Run:
         yield
         self.timings[name] = time.monotonic() - start
         log.info("%s: %.1f s", name, self.timings[name])
+
+
+def spark_path(path: str) -> str:
+    """`path` as Spark takes it: a local path stays local where the cluster's default file system is another."""
+    return path if "://" in path or "DATABRICKS_RUNTIME_VERSION" in os.environ else Path(path).resolve().as_uri()
+
+
+def finished_run(out: str) -> Config:
+    """The configuration of the finished run in `out`. Raises ValueError if there is none."""
+    import fsspec
+
+    try:
+        with fsspec.open(join(out, "run.json")) as file:
+            return from_dict(json.load(file)["configuration"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{out}: no finished run: run.json: {error}") from error
 
 
 def plan(spectra: str, out: str, config: Config) -> Run:
@@ -118,8 +132,9 @@ def _check_owner(fs: Any, place: str, run: Run, mine: dict[str, str]) -> None:
             found = json.loads(fs.cat_file(join(place, name)))
             differing = [key for key in mine if found.get(key) != mine[key]]
             if differing:
-                raise ValueError(f"--out {run.out}: holds a run with another {differing[-1]} "
-                                 f"({found.get(differing[-1])}, this one's is {mine[differing[-1]]}); take a new folder")
+                other, this = found.get(differing[-1]), mine[differing[-1]]
+                raise ValueError(f"--out {run.out}: holds a run with another {differing[-1]} ({other}, this one's is "
+                                 f"{this}); take a new folder")
             return
     raise ValueError(f"--out {run.out}: is not empty and holds no run; take a new folder")
 
@@ -183,7 +198,7 @@ def candidate_spectra(spark: SparkSession, run: Run, table: pd.DataFrame) -> dic
     options = {"layout": run.config.read.layout, "window": f"{low!r},{high!r}", "keys": texts}
     frame = spark.read.format("boss").options(**options).load(run.spectra).where("reason IS NULL")
     pixels = frame.select("plate", "mjd", "fiberid", "run2d", "loglam0", "flux", "ivar", "and_mask").toPandas()
-    z_lens = {key: z for key, z in zip(keys, table["z_lens"], strict=True)}
+    z_lens = dict(zip(keys, table["z_lens"], strict=True))
     pixels["key"] = list(pixels[["plate", "mjd", "fiberid", "run2d"]].itertuples(index=False, name=None))
     pixels = pixels[pixels["key"].isin(z_lens.keys())].reset_index(drop=True)
     flux, ivar, mask = (np.stack(pixels[name]) for name in ("flux", "ivar", "and_mask"))
@@ -213,8 +228,9 @@ def finish(run: Run, funnel: dict[str, Any]) -> int:
         if fs.exists(join(place, name)):
             fs.rm(join(place, name), recursive=True)
     counts = card["counts"]
-    log.info("%s spectra: %s quarantined, %s not selected, %s scored, %s hits, %s candidates", *(
-        f"{counts[f'n_{name}']:,}" for name in ("input", "quarantined", "not_selected", "scored", "hits", "candidates")))
+    parts = ("quarantined", "not_selected", "scored", "hits", "candidates")
+    log.info("%s spectra: %s", f"{counts['n_input']:,}",
+             ", ".join(f"{counts[f'n_{part}']:,} {part.replace('_', ' ')}" for part in parts))
     limit, share = run.config.limits.max_quarantine_fraction, counts["n_quarantined"] / max(counts["n_input"], 1)
     if share > limit:
         log.warning("%.2f %% of the input is quarantined, above limits.max_quarantine_fraction = %g %%: see %s",

@@ -22,8 +22,10 @@ def window_pixels(window: tuple[float, ...]) -> tuple[int, int]:
     low, high = window
     if not 0 < low < high:
         raise ValueError(f"window {list(window)}: expected two increasing wavelengths in Angstrom")
-    first = int(np.ceil(np.log10(low) / DLOGLAM))
-    return first, int(np.floor(np.log10(high) / DLOGLAM)) - first + 1
+    first, last = int(np.ceil(np.log10(low) / DLOGLAM)), int(np.floor(np.log10(high) / DLOGLAM))
+    if last < first:
+        raise ValueError(f"window {list(window)}: no pixel of {DLOGLAM} dex lies in it")
+    return first, last - first + 1
 
 
 def wavelength(pixel: np.ndarray) -> np.ndarray:

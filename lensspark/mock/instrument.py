@@ -117,9 +117,9 @@ def observe_conditions(seed: int, plate: int, mjd: int) -> Plate:
 
 
 def lsf_of_fibres(plate: Plate, fiberids: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """LSF sigma in px, float32, at pixels `grid` of FULL: widest at both ends of each spectrograph's slit of 500 fibres.
+    """LSF sigma in px, float32, at pixels `grid` of the FULL ones; the two arrays are broadcast against each other.
 
-    fiberids and grid are broadcast against each other.
+    It is widest at both ends of each spectrograph's slit of 500 fibres.
     """
     slit = ((fiberids - 1) % 500 - 249.5) / 249.5
     return (plate.lsf[grid] * (1 + plate.lsf_curve * slit**4)).astype(np.float32)

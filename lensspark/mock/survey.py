@@ -22,6 +22,7 @@ _CHUNK = 250  # fibres at a time: 10 eigenspectra of each over the whole range a
 _N_SCALARS = 32
 _ARTEFACT_SNR = {"airglow": (4.0, 20.0), "cosmic": (4.0, 40.0)}
 _CROSSTALK = 0.03  # of the next fibre's light
+_SCALE_STEPS = 8  # each at least halves the error in ln S/N
 _CALIBRATION_WIGGLE = 0.012  # of a fibre's flux calibration beside the plate's, over about 90 px
 _SKY_ERROR, _SKY_SHIFT = 0.006, 0.015  # sky subtraction: of the sky's flux, and px of wavelength
 
@@ -34,8 +35,9 @@ def observe_plate(
 
     fiberids: 1 ... 1000, any order. Pixels first_pixel ... first_pixel + n_pix - 1 of the 1e-4 dex grid (default: the
     plate's own 4600-4660); planes are (n, n_pix) float32 or int32, the rest (n,). Truth that does not exist is NaN.
-    line_flux sums a double line's peaks; line_fwhm and line_alpha are the brighter peak's; sn_median is that of the
-    pixels asked for. Raises ValueError for fibres or pixels out of range, or kinds that add up to more than 1.
+    line_flux sums a double line's peaks; line_fwhm and line_alpha are the brighter peak's; sn_median, line_peak and
+    line_snr are those of the pixels asked for, and a line drawn by its S/N has it there. Raises ValueError for fibres
+    or pixels out of range, or kinds that add up to more than 1.
     """
     fiberids = np.asarray(fiberids, dtype=np.int64)
     if fiberids.size and not (fiberids.min() >= 1 and fiberids.max() <= N_FIBRES):
@@ -90,7 +92,8 @@ def _observe(seed, plate, mjd, fiberids, settings, basis, conditions, first, n_p
         per_flux, per_sky = (getattr(conditions, f"{k}_variance")[pixels].astype(np.float32) for k in ("object", "sky"))
         return scale * (per_flux * np.maximum(flux, 0) + per_sky * sky)
 
-    factor = _line_scale(targets, settings, scalars[:, 15], line, measured / variance(light + other))
+    added = scale * conditions.object_variance[pixels].astype(np.float32)
+    factor = _line_scale(targets, settings, scalars[:, 15], line * measured, variance(light + other), added)
     line *= factor[:, None].astype(np.float32)
     own = np.isin(targets.kind, [KINDS.index("oii")])
     other[own] *= factor[own, None].astype(np.float32)
@@ -99,7 +102,8 @@ def _observe(seed, plate, mjd, fiberids, settings, basis, conditions, first, n_p
     noise = instrument.correlated(normals[:, pixels.start : pixels.stop + 1])
     noise *= np.sqrt(true_variance) * conditions.true_over_reported[pixels].astype(np.float32)
     # The reported errors scatter by 4 % about their mean, as variances estimated from a few exposures do.
-    ivar = np.where(measured, np.exp(np.float32(0.28) * (uniforms[:, pixels] - np.float32(0.5))) / true_variance, np.float32(0))
+    scatter = np.exp(np.float32(0.28) * (uniforms[:, pixels] - np.float32(0.5)))
+    ivar = np.where(measured, scatter / true_variance, np.float32(0))
     flux = light * _calibration(conditions, scalars[:, 16:32], n_pix, pixels)
     flux += scale * _sky_residual(conditions.sky, scalars[:, 20:22], pixels)
     columns = _catalogue(seed, plate, mjd, fiberids, targets, scalars, conditions)
@@ -135,16 +139,23 @@ def _leaked(seed: int, plate: int, fiberids: np.ndarray, rows: np.ndarray, setti
     return emitted, np.float32(_CROSSTALK) * objects.continua(hosts, basis, first, n_pix)[1]
 
 
-def _line_scale(targets: Objects, settings: Mock, u: np.ndarray, line: np.ndarray, ivar: np.ndarray) -> np.ndarray:
-    """Factor (n,) on each spectrum's primary lines that gives those drawn by S/N the S/N they were drawn with."""
-    snr = np.sqrt(np.einsum("np,np,np->n", line, line, ivar, dtype=np.float64))
-    factor = np.ones(len(snr))
+def _line_scale(targets: Objects, settings: Mock, u: np.ndarray, line: np.ndarray, variance: np.ndarray,
+                added: np.ndarray) -> np.ndarray:
+    """Factor (n,) on each spectrum's primary lines that gives those drawn by S/N the S/N they were drawn with.
+
+    The noise is that of `variance` without the lines and, in proportion `added`, of the lines' own light: the factor
+    solves factor = S/N / sqrt(sum line^2 / (variance + factor added line)) by iteration.
+    """
+    factor = np.ones(len(line))
     ranges = dict(_ARTEFACT_SNR)
     if settings.line_snr:
         ranges |= dict.fromkeys(("lya", "oii"), settings.line_snr)
     for name, (low, high) in ranges.items():
-        chosen = (targets.kind == KINDS.index(name)) & (snr > 0)
-        factor[chosen] = (low + (high - low) * u[chosen]) / snr[chosen]
+        rows = np.flatnonzero((targets.kind == KINDS.index(name)) & line.any(axis=1))
+        for _ in range(_SCALE_STEPS):
+            noise = variance[rows] + factor[rows, None].astype(np.float32) * added[rows] * line[rows]
+            unit = np.sqrt(np.sum(line[rows] ** 2 / noise, axis=1, dtype=np.float64))
+            factor[rows] = (low + (high - low) * u[rows]) / unit
     return factor
 
 

@@ -1,0 +1,92 @@
+"""The basis: redshifting is shifting, the weighted fit is least squares, the PCA finds what was put in."""
+
+import numpy as np
+import pytest
+
+from lensspark import eigen
+from lensspark.config import resource
+
+
+@pytest.fixture(scope="module")
+def basis():
+    rng = np.random.default_rng(0)
+    smooth = np.cumsum(rng.normal(size=(3, 6000)), axis=1).astype(np.float32)
+    return eigen.Basis(32500, smooth, rng.normal(size=(5, 3)).astype(np.float32), "test")
+
+
+def test_save_and_load(basis, tmp_path):
+    basis.save(tmp_path / "b.npz")
+    loaded = eigen.Basis.load(tmp_path / "b.npz")
+    assert loaded.first_pixel == basis.first_pixel and loaded.provenance == "test"
+    np.testing.assert_array_equal(loaded.vectors, basis.vectors)
+    assert np.array_equal(eigen.Basis.load((tmp_path / "b.npz").read_bytes()).coefficients, basis.coefficients)
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", None], ids=["empty", "text", "absent"])
+def test_load_refuses_other_files(tmp_path, content):
+    path = tmp_path / "broken.npz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match="broken.npz"):
+        eigen.Basis.load(path)
+
+
+def test_load_refuses_pickles(tmp_path):
+    np.savez(tmp_path / "p.npz", first_pixel=0, vectors=np.array([{}], dtype=object), coefficients=0, provenance="")
+    with pytest.raises(ValueError, match="not a basis"):
+        eigen.Basis.load(tmp_path / "p.npz")
+
+
+def test_a_redshift_of_whole_pixels_is_a_shift(basis):
+    z = 10 ** (1500e-4) - 1
+    at = basis.at(np.array([0.0, z]), 34000, 1192)
+    np.testing.assert_array_equal(at[0], basis.vectors[:, 1500:1500 + 1192])
+    np.testing.assert_array_equal(at[1], basis.vectors[:, :1192])
+
+
+def test_a_fraction_of_a_pixel_interpolates_to_a_quarter(basis):
+    z = 10 ** (1000.5e-4) - 1  # rest pixels 499.5 onwards
+    expected = 0.5 * (basis.vectors[:, 499:599] + basis.vectors[:, 500:600])
+    np.testing.assert_allclose(basis.at(np.array([z]), 34000, 100)[0], expected, rtol=1e-5, atol=1e-4)
+
+
+def test_beyond_its_ends_the_basis_is_zero(basis):
+    at = basis.at(np.array([-0.9, 30.0, 0.6]), 34000, 1192)
+    assert not at[0].any() and not at[1].any()
+    assert at[2].any() and not at[2, 0, 0]
+
+
+def test_weighted_fit_is_the_least_squares_solution():
+    rng = np.random.default_rng(1)
+    design = rng.normal(size=(2, 4, 300)).astype(np.float32)
+    flux = rng.normal(size=(2, 300)).astype(np.float32)
+    ivar = rng.uniform(0, 2, (2, 300)).astype(np.float32)
+    found = eigen.weighted_fit(design, flux, ivar)
+    for i in range(2):
+        root = np.sqrt(ivar[i].astype(float))
+        expected = np.linalg.lstsq((design[i] * root).T, flux[i] * root, rcond=None)[0]
+        np.testing.assert_allclose(found[i], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_weighted_fit_without_weight_gives_zeros_and_degenerate_designs_are_solved():
+    design = np.ones((2, 3, 50), np.float32)
+    ivar = np.stack([np.zeros(50), np.ones(50)]).astype(np.float32)
+    found = eigen.weighted_fit(design, np.full((2, 50), 6.0, np.float32), ivar)
+    assert not found[0].any()
+    assert found[1].sum() == pytest.approx(6.0, rel=1e-3)
+
+
+def test_pca_spans_what_the_spectra_are_made_of():
+    rng = np.random.default_rng(2)
+    templates = rng.uniform(1, 2, (3, 400))
+    spectra = rng.uniform(0.5, 1.5, (200, 3)) @ templates
+    vectors, coefficients = eigen.pca(spectra, 3)
+    np.testing.assert_allclose(coefficients @ vectors, spectra, rtol=1e-8)
+    np.testing.assert_allclose(np.sqrt(np.mean(vectors**2, axis=1)), 1.0)
+
+
+def test_the_shipped_basis_covers_the_window_of_every_redshift():
+    shipped = eigen.Basis.load(resource("data/eigenbasis.npz"))
+    assert shipped.provenance and len(shipped.coefficients) >= 1000
+    at = shipped.at(np.array([0.0, 0.8, 1.05]), 35798, 1192)
+    assert (np.abs(at[:, 0]) > 0).all()

@@ -1,0 +1,391 @@
+"""The mock survey: the same spectra however they are asked for, truth that the pixels bear out, files as BOSS's."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+from lensspark import boss, config, lines, matched_filter, schema
+from lensspark.eigen import Basis
+from lensspark.mock import files, instrument, observe_plate, profiles
+from lensspark.mock.objects import KINDS
+from lensspark.spectrum import pixel, wavelength
+
+ALL = np.arange(1, 1001)
+FIRST, N_PIX = 35798, 1192
+PLANES = ("flux", "ivar", "and_mask", "or_mask", "wdisp", "sky", "model")
+KMS = 299792.458
+
+
+@pytest.fixture(scope="module")
+def basis():
+    return Basis.load(config.resource("data/eigenbasis.npz"))
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return config.load().mock
+
+
+@pytest.fixture(scope="module")
+def plate(basis, settings):
+    """A whole plate in the search's window."""
+    return observe_plate(5, 4000, 56600, ALL, settings, basis, FIRST, N_PIX)
+
+
+@pytest.fixture(scope="module")
+def twin(basis, settings):
+    """`plate` with the same galaxies and noise, where nothing but clean galaxies is in the fibres."""
+    return observe_plate(5, 4000, 56600, ALL, only(settings), basis, FIRST, N_PIX)
+
+
+def only(settings, **fractions):
+    """Settings in which every fibre that is not of the kinds given is a clean galaxy."""
+    return dataclasses.replace(settings, **(dict.fromkeys(KINDS[1:], 0.0) | fractions))
+
+
+def test_columns_are_those_of_the_schema(plate):
+    declared = {c.name for c in schema.KEY + schema.CATALOGUE + schema.PIXELS} | set(schema.TRUTH.names)
+    assert set(plate) == declared - {"path", "fault"}
+    for column in schema.PIXELS[1:]:
+        assert plate[column.name].shape == (1000, N_PIX)
+        assert plate[column.name].dtype == (np.int32 if column.type == "array<int>" else np.float32)
+    assert all(np.isfinite(plate[name]).all() for name in PLANES)
+
+
+def test_a_spectrum_does_not_depend_on_its_company(plate, basis, settings):
+    some = np.array([907, 3, 250, 251])
+    few = observe_plate(5, 4000, 56600, some, settings, basis, FIRST, N_PIX)
+    for name, values in few.items():
+        np.testing.assert_array_equal(values, plate[name][some - 1], err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["mock", "mock_training"])
+def test_a_spectrum_does_not_depend_on_the_pixels_asked_for(basis, kind):
+    how = getattr(config.load(), kind)
+    fibres = ALL[:60]
+    whole = observe_plate(1, 4001, 56607, fibres, how, basis)
+    first = round(whole["loglam0"][0] * 1e4)
+    part = observe_plate(1, 4001, 56607, fibres, how, basis, FIRST, N_PIX)
+    at_edge = np.abs(pixel(whole["line_wave"]) - FIRST - N_PIX / 2) > N_PIX / 2 - 40  # lines drawn by S/N cut in two
+    for name in PLANES:
+        cut = whole[name][:, FIRST - first:FIRST - first + N_PIX]
+        np.testing.assert_allclose(part[name][~at_edge], cut[~at_edge], rtol=1e-4, atol=2e-5, err_msg=name)
+    assert at_edge.sum() < 20
+
+
+def test_seed_plate_and_night_all_matter(plate, basis, settings):
+    def flux(*key):
+        return observe_plate(*key, ALL[:5], settings, basis, FIRST, N_PIX)["flux"]
+
+    for other in (flux(6, 4000, 56600), flux(5, 4002, 56600), flux(5, 4000, 56601)):
+        assert np.mean(np.abs(other - plate["flux"][:5])) > 0.1
+
+
+@pytest.mark.parametrize("fibres, changes, message", [
+    ([0, 1], {}, "fiberids 0 ... 1: expected 1 to 1000"),
+    ([1001], {}, "expected 1 to 1000"),
+    ([1], {"lya": 0.9, "sky": 0.2}, "add up to"),
+])
+def test_wrong_arguments_are_named(basis, settings, fibres, changes, message):
+    with pytest.raises(ValueError, match=message):
+        observe_plate(1, 4000, 56600, np.array(fibres), dataclasses.replace(settings, **changes), basis)
+
+
+def test_pixels_out_of_range_are_refused(basis, settings):
+    with pytest.raises(ValueError, match="pixels 30000"):
+        observe_plate(1, 4000, 56600, ALL[:1], settings, basis, 30000, 100)
+
+
+# --- Truth ---
+
+
+def test_kinds_come_in_the_fractions_asked_for(basis, settings):
+    kinds = np.concatenate([observe_plate(1, p, 56600, ALL, settings, basis, FIRST, 20)["kind"] for p in range(10, 20)])
+    for name in KINDS[1:]:
+        # Every crosstalk fibre makes the next one a bright lens_line galaxy.
+        expected = getattr(settings, name) + (settings.crosstalk if name == "lens_line" else 0)
+        assert abs(np.mean(kinds == name) - expected) < 4 * np.sqrt(expected / len(kinds)) + 0.002, name
+
+
+def test_lines_in_the_truth_are_in_the_pixels(plate, twin):
+    """Flux and S/N of each Lya line, measured in the difference to the spectrum without it, agree with the truth."""
+    rows = np.flatnonzero((plate["kind"] == "lya") & (np.abs(pixel(plate["line_wave"]) - FIRST - N_PIX / 2) < 500))
+    assert len(rows) > 8
+    assert set(twin["kind"][rows]) == {"clean"}
+    wave = wavelength(FIRST + np.arange(N_PIX))
+    for row in rows:
+        near = np.abs(wave / plate["line_wave"][row] - 1) < 2500 / KMS
+        ivar = plate["ivar"][row]
+        difference = (plate["flux"] - twin["flux"])[row]
+        flux = np.sum((difference * wave * 1e-4 * np.log(10))[near])
+        noise = np.sqrt(np.sum((wave * 1e-4 * np.log(10))[near & (ivar > 0)] ** 2 / ivar[near & (ivar > 0)]))
+        assert abs(flux - plate["line_flux"][row]) < 0.1 * plate["line_flux"][row] + 0.5 * noise
+        assert abs(wave[np.argmax(np.where(near, difference, -9))] / plate["line_wave"][row] - 1) < 300 / KMS
+        snr = np.sqrt(np.sum(difference[near] ** 2 * ivar[near]))
+        assert abs(snr - plate["line_snr"][row]) < 0.2 * snr + 1
+
+
+def test_nothing_but_the_line_differs_between_twins(plate, twin):
+    clean = plate["kind"] == "clean"
+    assert clean.sum() > 700
+    for name in PLANES:
+        np.testing.assert_array_equal(plate[name][clean], twin[name][clean], err_msg=name)
+
+
+def test_lines_drawn_by_snr_have_it(basis):
+    got = observe_plate(3, 4000, 56600, ALL[:200], config.load().mock_training, basis, FIRST, N_PIX)
+    snr = got["line_snr"][(got["kind"] == "lya")]
+    assert len(snr) > 50
+    assert 2.5 < snr.min() < 4.5 and 18 < snr.max() < 21.5
+    assert snr.mean() == pytest.approx(11.5, abs=4 * 4.9 / np.sqrt(len(snr)))
+
+
+def test_injected_lines_are_found_by_the_matched_filter(plate):
+    """An independent measure: the filter's S/N on flux - model where the truth has the line."""
+    rows = np.flatnonzero((plate["kind"] == "lya") & (plate["line_snr"] > 6))
+    snr = matched_filter.snr((plate["flux"] - plate["model"])[rows], plate["ivar"][rows])
+    at = np.clip(np.rint(pixel(plate["line_wave"][rows]) - FIRST).astype(int), 3, N_PIX - 4)
+    found = np.array([snr[i, k - 3:k + 4].max() for i, k in enumerate(at)])
+    assert len(rows) > 3
+    assert np.median(found / plate["line_snr"][rows]) == pytest.approx(0.95, abs=0.2)
+
+
+def test_truth_is_absent_where_there_is_no_line(plate):
+    none = np.isin(plate["kind"], ["clean", "sky", "star"])
+    weak = plate["kind"] == "clean"
+    assert np.isnan(plate["line_wave"][none]).all()
+    assert np.isnan(plate["line_snr"][none]).all()
+    assert np.isnan(plate["z_lens"][plate["kind"] == "sky"]).all()
+    assert not np.isnan(plate["z_lens"][weak]).any()
+    assert (plate["line_snr"][plate["kind"] == "lya"] > 0).all()
+
+
+def test_source_redshifts_follow_from_the_wavelengths(plate):
+    lya, oii = (np.flatnonzero(plate["kind"] == kind) for kind in ("lya", "oii"))
+    np.testing.assert_allclose(plate["z_source"][lya], plate["line_wave"][lya] / lines.LYA - 1)
+    assert ((plate["z_source"][lya] > 2.1) & (plate["z_source"][lya] < 3.15)).all()
+    assert ((plate["z_source"][oii] > 0.015) & (plate["z_source"][oii] < 0.345)).all()
+    assert np.isnan(plate["z_source"][plate["kind"] == "airglow"]).all()
+
+
+# --- Physics ---
+
+
+@pytest.mark.parametrize("alpha", [0.0, 2.0, 7.0])
+def test_profiles_conserve_flux_and_peak_where_they_should(alpha):
+    spectrum = np.zeros((1, 200))
+    wave = wavelength(36000.3)
+    profiles.add_lines(spectrum, np.array([0]), np.array([wave]), np.array([12.5]), np.array([350.0]),
+                       np.array([alpha]), np.array([1.1]), 35900)
+    grid = wavelength(35900 + np.arange(200))
+    assert np.sum(spectrum[0] * grid * 1e-4 * np.log(10)) == pytest.approx(12.5, rel=3e-3)
+    assert abs(np.argmax(spectrum[0]) - 100) <= 1
+    mean = np.average(np.arange(200), weights=spectrum[0])
+    assert (mean - 100.3 > 0.3) == (alpha > 0)  # the red tail
+
+
+def test_lines_are_as_wide_as_the_instrument_makes_them():
+    spectrum = np.zeros((1, 200))
+    profiles.add_lines(spectrum, np.array([0]), np.array([wavelength(36000.0)]), np.array([1.0]), np.array([1.0]),
+                       np.array([0.0]), np.array([1.3]), 35900)
+    x = np.arange(200) - 100
+    sigma = np.sqrt(np.average(x**2, weights=spectrum[0]))
+    assert sigma == pytest.approx(np.sqrt(1.3**2 + 1 / 12), rel=0.02)  # a pixel's own width is 1/sqrt(12)
+
+
+def test_airglow_of_a_plate_is_at_its_three_wavelengths(basis, settings):
+    got = observe_plate(2, 4000, 56600, ALL, only(settings, airglow=0.3), basis, FIRST, N_PIX)
+    wave = got["line_wave"][got["kind"] == "airglow"]
+    nearest = np.abs(pixel(wave)[:, None] - pixel(instrument.AIRGLOW)).min(axis=1)
+    assert nearest.max() <= 0.5001
+    assert len(set(np.abs(pixel(wave)[:, None] - pixel(instrument.AIRGLOW)).argmin(axis=1))) == 3
+    assert len(np.unique(got["z_lens"][got["kind"] == "airglow"])) > 100  # it has nothing to do with the galaxies
+
+
+def test_oii_interlopers_show_their_other_lines(basis, settings):
+    """Stacked at the implied wavelengths, [OIII] and Halpha stand out; in fibres without [OII] nothing does."""
+    bright = only(dataclasses.replace(settings, line_flux=60.0), oii=0.5)
+    got = observe_plate(2, 4000, 56600, ALL[:400], bright, basis)
+    first = round(got["loglam0"][0] * 1e4)
+    residual = (got["flux"] - got["model"]) * np.sqrt(got["ivar"])
+    rows = np.flatnonzero(got["kind"] == "oii")
+
+    def stack(rest, of):
+        centre = np.rint(pixel(rest * (1 + got["z_source"][rows]))).astype(int) - first
+        return np.mean([np.sum(residual[row, k - 3:k + 4]) for row, k in zip(of, centre, strict=True)])
+
+    others = np.flatnonzero(got["kind"] == "clean")[:len(rows)]
+    rows = rows[:len(others)]
+    for rest in (lines.OIII[1], lines.HALPHA, lines.HBETA):
+        assert stack(rest, rows) > 8
+        assert abs(stack(rest, others)) < 3
+
+
+def test_lens_lines_are_at_the_lens_redshift(basis, settings):
+    got = observe_plate(2, 4000, 56600, ALL, only(settings, lens_line=0.3), basis, FIRST, N_PIX)
+    rest = got["line_wave"] / (1 + got["z_lens"])
+    strong = got["kind"] == "lens_line"
+    assert np.abs(rest[strong][:, None] - np.array(lines.OII)).min(axis=1).max() < 0.01
+
+
+def test_crosstalk_repeats_the_lines_of_the_next_fibre(basis, settings):
+    got = observe_plate(2, 4000, 56600, ALL, only(settings, crosstalk=0.1), basis)
+    rows = np.flatnonzero((got["kind"] == "crosstalk") & (got["fiberid"] % 500 != 0))
+    assert (got["kind"][rows + 1] == "lens_line").all()
+    np.testing.assert_allclose(got["line_wave"][rows], got["line_wave"][rows + 1])
+    ratio = got["line_flux"][rows] / got["line_flux"][rows + 1]
+    assert np.median(ratio) == pytest.approx(0.03, rel=0.2)
+
+
+def test_repeats_share_the_object_but_not_the_noise(basis, settings):
+    often = dataclasses.replace(settings, repeat=0.6, lya=0.2)
+    even = observe_plate(2, 4000, 56600, ALL, often, basis, FIRST, N_PIX)
+    odd = observe_plate(2, 4001, 56607, ALL, often, basis, FIRST, N_PIX)
+    shared, at_even, at_odd = np.intersect1d(even["object_id"], odd["object_id"], return_indices=True)
+    assert len(shared) > 200
+    for name in ("ra", "dec", "z_lens", "kind", "line_wave", "line_flux"):
+        np.testing.assert_array_equal(even[name][at_even], odd[name][at_odd], err_msg=name)
+    assert odd["is_repeat"][at_odd].all() and even["is_repeat"][at_even].all()
+    pulls = [((p["flux"] - p["model"]) * np.sqrt(p["ivar"]))[at] for p, at in ((even, at_even), (odd, at_odd))]
+    clean = even["kind"][at_even] == "clean"
+    assert abs(np.mean(pulls[0][clean] * pulls[1][clean])) < 0.15
+    alone = np.setdiff1d(even["object_id"], odd["object_id"])
+    assert len(alone) + len(shared) == 1000
+
+
+def test_noise_is_what_ivar_promises(plate):
+    """Scatter of (flux - model) * sqrt(ivar) of sky fibres over that of ivar: 1.14 at 3900 A to 1.00 at 4900 A."""
+    sky = np.flatnonzero(plate["kind"] == "sky")
+    pull = plate["flux"][sky] * np.sqrt(plate["ivar"][sky])
+    wave = wavelength(FIRST + np.arange(N_PIX))
+    assert np.std(pull[:, wave < 3950]) == pytest.approx(1.14, abs=0.06)
+    assert np.std(pull[:, wave > 4700]) == pytest.approx(1.00, abs=0.06)
+    assert np.mean(pull[:, 1:] * pull[:, :-1]) / np.mean(pull**2) == pytest.approx(0.2, abs=0.04)
+
+
+def test_sky_has_its_lines_where_the_night_sky_does(plate):
+    wave = wavelength(FIRST + np.arange(N_PIX))
+    sky = np.median(plate["sky"], axis=0)
+    for lamp in (4047.7, 4359.6):
+        near, around = np.abs(wave - lamp) < 3, (np.abs(wave - lamp) > 8) & (np.abs(wave - lamp) < 25)
+        assert sky[near].max() > 1.8 * np.median(sky[around])
+
+
+def test_masked_pixels_have_no_weight(basis, settings):
+    got = observe_plate(2, 4000, 56600, ALL, settings, basis)
+    lost = (got["and_mask"] & (1 << 18)) != 0
+    assert 1e-4 < lost.mean() < 0.01
+    assert (got["ivar"][lost] == 0).all() and (got["ivar"][~lost] > 0).all()
+    assert ((got["or_mask"] & got["and_mask"]) == got["and_mask"]).all()
+
+
+# --- Files ---
+
+
+@pytest.fixture(scope="module")
+def spectra(basis, settings):
+    return observe_plate(5, 4000, 56600, ALL[:40], settings, basis)
+
+
+def write(folder, pairs):
+    for path, data in pairs:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    return folder
+
+
+def read(folder, layout):
+    survey = boss.survey_files(str(folder), layout)
+    units = boss.join_catalogues(survey.units, survey.catalogues)
+    return [boss.read_unit(unit, PLANES) for unit in units]
+
+
+@pytest.mark.parametrize("layout", ["spplate", "lite"])
+def test_files_read_back_identical(tmp_path, spectra, layout):
+    write(tmp_path, (files.plate_files if layout == "spplate" else files.lite_files)(spectra))
+    write(tmp_path, [(files.SPALL_PATH, files.spall(spectra)), (files.PLATELIST_PATH, files.platelist(spectra))])
+    got = read(tmp_path, layout)
+    assert not any(part.faults for part in got)
+    for plane in PLANES:
+        np.testing.assert_array_equal(np.concatenate([part.planes[plane] for part in got]), spectra[plane], plane)
+    for column in schema.KEY + schema.CATALOGUE + schema.PIXELS[:1]:
+        values = [value for part in got for value in part.columns[column.name]]
+        if column.type == "double":  # files hold most numbers in float32
+            values = np.array(values, dtype=float)
+            np.testing.assert_allclose(values, spectra[column.name], rtol=2e-6, atol=1e-6, err_msg=column.name)
+        else:
+            assert values == spectra[column.name].tolist(), column.name
+
+
+def test_files_satisfy_the_fits_standard(tmp_path, spectra):
+    few = {name: values[:2] for name, values in spectra.items()}
+    pairs = [*files.plate_files(few), *files.lite_files(few, checksum=True)]
+    pairs += [(files.PLATELIST_PATH, files.platelist(few)), (files.SPALL_PATH, files.spall(few))]
+    write(tmp_path, pairs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for path, _ in pairs:
+            with fits.open(tmp_path / path, checksum=True) as hdus:
+                hdus.verify("exception")
+                assert all(hdu.data is None or len(hdu.data) for hdu in hdus)
+    header = fits.getheader(tmp_path / files.spzbest_path(4000, 56600), 1)
+    assert "CHECKSUM" in header and header["CHECKSUM"]
+
+
+def test_files_have_the_columns_and_planes_of_real_ones(shared_data, tmp_path, spectra):
+    few = {name: values[:2] for name, values in spectra.items()}
+    write(tmp_path, [*files.lite_files(few), *files.plate_files(few), (files.SPALL_PATH, files.spall(spectra))])
+    with fits.open(shared_data / "spectra/boss/spec-4055-55359-0001.fits") as real, \
+            fits.open(tmp_path / files.lite_path(4000, 56600, 1)) as mock:
+        assert [hdu.name for hdu in mock] == [hdu.name for hdu in real]
+        assert mock[1].columns.names == real[1].columns.names
+        assert mock[1].columns.formats == real[1].columns.formats
+        assert set(mock[2].columns.names) <= set(real[2].columns.names)
+        assert {mock[2].columns[n].format[-1] for n in ("PLUG_RA", "Z", "CLASS")} == {"D", "E", "A"}
+    with fits.open(shared_data / "formats/spAll-plate3655.fits") as real:
+        assert set(fits.getdata(tmp_path / files.SPALL_PATH).names) <= set(real[1].columns.names)
+    with fits.open(shared_data / "formats/spPlate-4055-55359-0020.fits") as real:
+        mine = fits.getheader(tmp_path / files.spplate_path(4000, 56600))
+        assert mine["COEFF1"] == real[0].header["COEFF1"] and mine["BITPIX"] == real[0].header["BITPIX"]
+        added = set(mine) - set(real[0].header) - {"EXTEND"}
+    assert added <= {"SKYCHI2", "VACUUM"}
+
+
+@pytest.mark.parametrize("fault, reason", [
+    ("empty", "empty file"), ("html", "not FITS"), ("truncated", "truncated"), ("flipped_byte", "DATASUM"),
+    ("nan_flux", "flux is non-finite"), ("wrong_step", "COEFF1 = 0.0002"),
+])
+def test_broken_files_are_faults_named_so(tmp_path, spectra, fault, reason):
+    one = {name: values[:1] for name, values in spectra.items()}
+    write(tmp_path, [files.broken_file(one, fault)])
+    (got,) = read(tmp_path, "auto")
+    assert len(got) == 0
+    assert reason in got.faults[0]["reason"]
+    assert (got.faults[0]["plate"], got.faults[0]["fiberid"]) == (4000, 1)
+
+
+def test_every_fault_is_tested_and_others_are_refused(spectra):
+    tested = test_broken_files_are_faults_named_so.pytestmark[0].args[1]
+    assert {fault for fault, _ in tested} == set(files.FAULTS)
+    with pytest.raises(ValueError, match="expected one of"):
+        files.broken_file({name: values[:1] for name, values in spectra.items()}, "rust")
+
+
+def test_an_spplate_needs_its_fibres_in_order(spectra):
+    with pytest.raises(ValueError, match="expected 1, 2, 3"):
+        list(files.plate_files({name: values[1:3] for name, values in spectra.items()}))
+
+
+def test_spall_marks_the_first_observation(basis, settings):
+    often = dataclasses.replace(settings, repeat=0.6)
+    both = [observe_plate(2, p, m, ALL, often, basis, FIRST, 20) for p, m in ((4000, 56600), (4001, 56607))]
+    both = {name: np.concatenate([part[name] for part in both]) for name in both[0]}
+    table = fits.HDUList.fromstring(files.spall(both))[1].data
+    again = np.array([np.count_nonzero(both["object_id"][:1000] == i) for i in both["object_id"][1000:]]) > 0
+    assert (table["SPECPRIMARY"][:1000] == 1).all()
+    np.testing.assert_array_equal(table["SPECPRIMARY"][1000:] == 1, ~again)
