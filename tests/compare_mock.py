@@ -1,12 +1,16 @@
 """Compare mock plates with real BOSS spectra, bin by bin in wavelength.
 
-    python tests/compare_mock.py --spectra DIR [--plot docs/mock_vs_real.png]
+    python tests/compare_mock.py --spectra DIR [--plot docs/mock_vs_real.png] [--galaxies DIR ... [--basis FILE]]
 
 DIR holds BOSS spec files (lite or full). Prints a table per bin of wavelength: flux of the galaxies, sky, LSF width;
 reported error, and its 10-90 % range in ln, of spectra fainter than 1e-17 erg/s/cm2/A there; scatter of
 (flux - model) * sqrt(ivar) about its running median (51 px) and the correlation of its neighbouring pixels, without
 quasars, whose models fit worse; fractions of pixels without measurement and with mask bits. Medians over spectra but
 for the correlation and the fractions, which are means.
+
+With --galaxies, the search's own fit of the foreground galaxy is held against every quiescent galaxy (CLASS GALAXY, no
+SUBCLASS, S/N > 2 per pixel) of those folders and against mock ones, in the search's window: scatter of residual *
+sqrt(ivar) (1.48 MAD), mean chi2 per pixel, largest |matched-filter S/N|. --basis fits with other eigenspectra.
 """
 
 import argparse
@@ -16,7 +20,7 @@ import numpy as np
 from astropy.io import fits
 from scipy.ndimage import median_filter
 
-from lensspark import config, eigen
+from lensspark import boss, config, eigen, matched_filter, spectrum
 from lensspark.mock import observe_plate
 
 EDGES = np.array([3650, 3800, 3900, 4000, 4200, 4500, 4800, 5000, 5500, 6000, 6800, 7600, 8400, 9200])
@@ -97,6 +101,48 @@ def table(real: dict[str, np.ndarray], mock: dict[str, np.ndarray]) -> str:
     return "\n".join(out)
 
 
+def fit_quality(spectra: dict[str, np.ndarray], basis: eigen.Basis) -> np.ndarray:
+    """(n, 4): S/N per pixel, scatter, chi2 per pixel, largest |matched-filter S/N| of galaxies in the window.
+
+    `spectra` has flux, ivar, and_mask (n, n_pix) and z (n,).
+    """
+    conf = config.load()
+    first, _ = spectrum.window_pixels(conf.read.window)
+    planes = [spectra[name] for name in ("flux", "ivar", "and_mask", "z")]
+    prepared = spectrum.prepare(*planes, basis, conf.input, first)
+    out = np.full((len(planes[0]), 4), np.nan)
+    peak = np.abs(matched_filter.snr(prepared.residual, prepared.ivar)).max(axis=1)
+    for i, (flux, residual, ivar) in enumerate(zip(planes[0], prepared.residual, prepared.ivar, strict=True)):
+        good = ivar > 0
+        if good.any():
+            pull = (residual * np.sqrt(ivar))[good]
+            snr = np.median((flux * np.sqrt(ivar))[good])
+            out[i] = snr, 1.4826 * np.median(np.abs(pull)), np.mean(pull**2), peak[i]
+    return out
+
+
+def compare_fits(folders: list[Path], basis: eigen.Basis) -> None:
+    """Prints `fit_quality` of real quiescent galaxies one by one, and of mock ones in bins of S/N."""
+    conf = config.load()
+    print(f"fit with: {basis.provenance}\n{'':32}     z   S/N  scatter  chi2  peak")
+    for unit in (unit for folder in folders for unit in boss.survey_files(str(folder)).units):
+        got = boss.read_unit(unit, window=conf.read.window)
+        if len(got) and (got.columns["class"][0], got.columns["subclass"][0]) == ("GALAXY", ""):
+            z = np.array(got.columns["z"], float)
+            (row,) = fit_quality(got.planes | {"z": z}, basis)
+            if row[0] > 2:
+                print(f"{Path(unit.path).name:<32}{z[0]:6.3f}{row[0]:6.1f}{row[1]:9.2f}{row[2]:6.2f}{row[3]:6.1f}")
+    mine = eigen.Basis.load(config.resource("data/eigenbasis.npz"))
+    pixels = spectrum.window_pixels(conf.read.window)
+    mock = observe_plate(3, 4002, 56600, np.arange(1, 1001), conf.mock, mine, *pixels)
+    quiet = (mock["kind"] == "clean") & (np.abs(mock["z"] - mock["z_lens"]) < 0.002)
+    rows = fit_quality({name: mock[name][quiet] for name in ("flux", "ivar", "and_mask", "z")}, basis)
+    for low, high in ((2, 4), (4, 8), (8, 99)):
+        chosen = rows[(rows[:, 0] > low) & (rows[:, 0] <= high)]
+        snr, scatter, chi2, peak = np.median(chosen, axis=0)
+        print(f"{f'{len(chosen)} mock galaxies, medians':<38}{snr:6.1f}{scatter:9.2f}{chi2:6.2f}{peak:6.1f}")
+
+
 def plot(real: list, mock: list, path: str) -> None:
     """Two real and two mock galaxies, their error, and the binned comparison."""
     import matplotlib
@@ -140,12 +186,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--spectra", required=True, type=Path)
     parser.add_argument("--plot")
+    parser.add_argument("--galaxies", nargs="+", type=Path, default=[])
+    parser.add_argument("--basis", default=config.resource("data/eigenbasis.npz"))
     args = parser.parse_args()
     real, mock = read_real(args.spectra), make_mock()
     print(f"{len(real)} real, {len(mock)} mock spectra; each cell real/mock")
     print(table(measure(real), measure(mock)))
     if args.plot:
         plot(real, mock, args.plot)
+    if args.galaxies:
+        compare_fits(args.galaxies, eigen.Basis.load(args.basis))
 
 
 if __name__ == "__main__":

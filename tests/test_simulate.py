@@ -72,7 +72,8 @@ def test_other_layouts_write_all_plates_alike(layout, first):
 
 def test_truth_has_a_row_for_every_file_and_spectrum(spark, survey):
     truth = spark.read.parquet(str(survey / TRUTH))
-    assert [(f.name, f.dataType.simpleString()) for f in truth.schema] == [(c.name, c.type) for c in schema.TRUTH.columns]
+    declared = schema.TRUTH.struct_type()
+    assert [(f.name, f.dataType) for f in truth.schema] == [(f.name, f.dataType) for f in declared]
     rows = truth.toPandas()
     assert len(rows) == 3 * 5 + 6
     assert list(zip(rows["plate"], rows["fiberid"], strict=True)) == sorted(
