@@ -145,13 +145,20 @@ def galaxies(grid: Grid, n: int, seed: int) -> np.ndarray:
     return spectra / spectra[:, (wave > 4000) & (wave < 5500)].mean(axis=1, keepdims=True)
 
 
-def build_basis(grid: Grid, n_vectors: int = 10, n_galaxies: int = 3000, n_sample: int = 2000, seed: int = 1
+def build_basis(grids: list[Grid], n_vectors: int = 10, n_galaxies: int = 3000, n_sample: int = 2000, seed: int = 1
                 ) -> eigen.Basis:
-    """PCA of `n_galaxies` mock galaxies; the basis keeps the coefficients of the first `n_sample` as its population."""
-    vectors, coefficients = eigen.pca(galaxies(grid, n_galaxies, seed), n_vectors)
+    """PCA of `n_galaxies` mock galaxies, an equal share from each grid.
+
+    The basis keeps the coefficients of the first `n_sample`, the grids in turn, as its population.
+    """
+    shares = [len(range(i, n_galaxies, len(grids))) for i in range(len(grids))]
+    spectra = np.empty((n_galaxies, grids[0].spectra.shape[1]))
+    for i, (grid, share) in enumerate(zip(grids, shares, strict=True)):
+        spectra[i::len(grids)] = galaxies(grid, share, seed)
+    vectors, coefficients = eigen.pca(spectra, n_vectors)
     provenance = (
-        f"{CITATION[grid.name]}; made by lensspark's jobs/build_basis.py with {n_galaxies} galaxies, "
-        f"{n_vectors} vectors, seed {seed}"
+        f"{' and '.join(CITATION[grid.name] for grid in grids)}; made by lensspark's jobs/build_basis.py with "
+        f"{n_galaxies} galaxies, {n_vectors} vectors, seed {seed}"
     )
     coefficients = coefficients[:n_sample].astype(np.float32)
-    return eigen.Basis(grid.first_pixel, vectors.astype(np.float32), coefficients, provenance)
+    return eigen.Basis(grids[0].first_pixel, vectors.astype(np.float32), coefficients, provenance)

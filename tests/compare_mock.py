@@ -152,7 +152,7 @@ def plot(real: list, mock: list, path: str) -> None:
 
     figure, axes = plt.subplots(4, 2, figsize=(13, 12))
     galaxies = [
-        [s for s in group if s["class"] == "GALAXY" and 0.3 < s["z"] < 0.7 and s.get("kind", "clean") == "clean"]
+        [s for s in group if s["class"] == "GALAXY" and 0.15 < s["z"] < 0.7 and s.get("kind", "clean") == "clean"]
         for group in (real, mock)
     ]
     pairs = zip(*([sorted(group, key=lambda s: -np.median(s["flux"]))[:40] for group in galaxies]), strict=False)

@@ -103,7 +103,7 @@ def observe_conditions(seed: int, plate: int, mjd: int) -> Plate:
     first = int(rng.integers(35510, 35561))
     return Plate(
         first_pixel=first,
-        n_pix=int(rng.integers(4600, 4661)),
+        n_pix=min(int(rng.integers(4600, 4661)), FULL_FIRST + FULL_N - first),
         sky=brightness * (_curve(_CONTINUUM, wave) + lines),
         object_variance=_curve(_OBJECT_VARIANCE, wave) * depth,
         sky_variance=_curve(_SKY_VARIANCE, wave) * depth,

@@ -1,0 +1,59 @@
+"""Figures of merit from tables whose answer can be counted by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lensspark import config, evaluation
+
+INPUT = config.load().input
+
+
+def tables(rows):
+    """(ledger, truth) from (kind, p_line, true wave, true S/N, found wave) rows; None: not scored."""
+    n = len(rows)
+    key = {"plate": np.full(n, 1), "mjd": np.full(n, 55000), "fiberid": np.arange(n), "run2d": ["v5_7_0"] * n}
+    kind, p_line, wave, snr, found = (list(column) for column in zip(*rows, strict=True))
+    ledger = pd.DataFrame({**key, "p_line": np.array(p_line, float), "line_wave": np.array(found, float),
+                           "z_lens": np.full(n, 0.5)})
+    truth = pd.DataFrame({**key, "kind": kind, "line_wave": np.array(wave, float), "line_snr": np.array(snr, float)})
+    return ledger, truth
+
+
+def test_counted_by_hand():
+    px = 4200 * np.log(10) * 1e-4
+    rows = [
+        ("lya", 0.9, 4200, 9, 4200 + 2.9 * px),   # found
+        ("lya", 0.9, 4200, 9, 4200 + 3.2 * px),   # hit, but elsewhere
+        ("lya", 0.4, 4200, 9, 4200),              # missed
+        ("lya", 0.9, 4300, 5.5, 4300),            # found, faint
+        ("lya", 0.9, 4359.6, 20, 4359.6),         # under the mask of a lamp
+        ("lya", None, 4200, 20, None),            # not scored
+        ("oii", 0.9, 4100, 9, 4100),
+        ("clean", 0.6, None, None, 4000), ("clean", 0.1, None, None, 4000), ("cosmic", 0.1, 4000, 9, 4000),
+        ("star", 0.1, None, None, 4000),
+    ]
+    figures = evaluation.evaluate(*tables(rows), 0.5, INPUT)
+    at = figures["at"]["configured"]
+    assert figures["n_scored"] == 10 and figures["n_lya"] == 5 and figures["n_line_free"] == 4
+    assert at["recall_snr_8"] == pytest.approx(1 / 3, abs=1e-5)
+    assert at["recall_of_all_snr_8"] == pytest.approx(2 / 4)
+    assert at["false_hit_rate"] == pytest.approx(1 / 4)
+    assert {tuple(b["snr"]): (b["n"], b["recall"]) for b in at["recall"]} == {(5.0, 6.0): (1, 1.0), (8.0, 10.0):
+                                                                              (3, 0.3333)}
+    assert at["kinds"]["oii"] == {"n": 1, "hits": 1} and at["offset_px_rms"] == pytest.approx(2.9, abs=0.01)
+    assert set(figures["at"]) == {"configured"}, "4 spectra cannot have a false-hit rate of 1e-3"
+    assert "recall of S/N >= 8 0.333" in evaluation.summary(figures)
+
+
+def test_the_threshold_of_a_false_hit_rate_has_that_rate():
+    rng = np.random.default_rng(0)
+    rows = [("clean", p, None, None, 4000) for p in rng.random(5000)] + [("lya", 0.9995, 4200, 9, 4200)]
+    at = evaluation.evaluate(*tables(rows), 0.5, INPUT)["at"]["false_hit_rate_0.001"]
+    assert at["false_hit_rate"] == pytest.approx(5 / 5000)
+
+
+def test_a_truth_of_another_survey_is_refused():
+    ledger, truth = tables([("clean", 0.1, None, None, 4000)])
+    with pytest.raises(ValueError, match="truth of this survey"):
+        evaluation.evaluate(ledger, truth.assign(plate=2), 0.5, INPUT)
