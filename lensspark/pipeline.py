@@ -23,7 +23,7 @@ from lensspark.config import Config, from_dict
 from lensspark.lines import source_redshift
 from lensspark.model import Model
 from lensspark.selection import select
-from lensspark.session import EXIT_DONE, EXIT_QUARANTINE
+from lensspark.session import EXIT_DONE, EXIT_QUARANTINE, progress
 from lensspark.spectrum import wavelength
 
 if TYPE_CHECKING:
@@ -60,11 +60,12 @@ class Run:
         return spark_path(self.path(name))
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, spark: SparkSession, name: str) -> Iterator[None]:
         """Times a stage and tells people where the run is."""
         log.info("%s ...", name)
         start = time.monotonic()
-        yield
+        with progress(spark, name):
+            yield
         self.timings[name] = time.monotonic() - start
         log.info("%s: %.1f s", name, self.timings[name])
 
@@ -142,20 +143,20 @@ def _check_owner(fs: Any, place: str, run: Run, mine: dict[str, str]) -> None:
 def predict(spark: SparkSession, run: Run) -> int:
     """The whole search; the exit code. A second call for the same run replaces its products."""
     source.register(spark)
-    with run.stage("score"):
+    with run.stage(spark, "score"):
         scored = inference.score(read_selected(spark, run), run.model, run.config)
         scored.write.mode("overwrite").parquet(run.table(STAGING))
-    with run.stage("vet"):
+    with run.stage(spark, "vet"):
         scored = spark.read.schema(schema.SCORED.struct_type()).parquet(run.table(STAGING))
         write_quarantine(scored, run)
         write_ledger(scored.where("reason IS NULL"), run)
         ledger = spark.read.schema(schema.LEDGER.struct_type()).parquet(run.table("ledger"))
         quarantine = spark.read.schema(schema.QUARANTINE.struct_type()).parquet(run.table("quarantine"))
         funnel = vetting.funnel(ledger, run.config, quarantine.count())
-    with run.stage("publish"):
+    with run.stage(spark, "publish"):
         table = catalogue.candidates(ledger).toPandas()
         catalogue.write_products(run.out, table)
-    with run.stage("report"):
+    with run.stage(spark, "report"):
         facts = catalogue.run_card(funnel, run.configuration, run.model.sha256, run.manifest_sha256, run.timings)
         table = table.head(run.config.report.max_candidates)
         report.write_report(run.path("report/index.html"), table, candidate_spectra(spark, run, table), facts)

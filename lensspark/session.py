@@ -14,8 +14,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -131,6 +133,31 @@ def read_properties(path: Path) -> dict[str, str]:
 def is_remote(spark: SparkSession) -> bool:
     """Whether the session speaks Spark Connect, and so has no sparkContext."""
     return "connect" in type(spark).__module__
+
+
+@contextmanager
+def progress(spark: SparkSession, label: str, every: float = 10.0) -> Iterator[None]:
+    """Tells how many tasks of the running Spark stages are done, every so many seconds, until the block ends.
+
+    Silent under Spark Connect, which has no status tracker.
+    """
+    if is_remote(spark):
+        yield
+        return
+    tracker, done = spark.sparkContext.statusTracker(), threading.Event()
+
+    def tell() -> None:
+        while not done.wait(every):
+            for stage in filter(None, map(tracker.getStageInfo, tracker.getActiveStageIds())):
+                log.info("%s: %d of %d tasks", label, stage.numCompletedTasks, stage.numTasks)
+
+    teller = threading.Thread(target=tell, name="progress", daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
 
 
 def _is_managed() -> bool:

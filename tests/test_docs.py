@@ -17,7 +17,7 @@ TREE = """v5_7_0/platelist.fits v5_7_0/spAll-v5_7_0.fits v5_7_0/spAll-v5_7_0.dat
     v5_7_0/4055/spCFrame-b1-00115696.fits v5_7_0/4055/v5_7_0/spZbest-4055-55359.fits
     v5_7_0/4055/v5_7_0/spZall-4055-55359.fits v5_7_0/spectra/lite/4055/spec-4055-55359-0001.fits
     v5_7_0/spectra/full/4055/spec-4055-55359-0001.fits v5_7_2/7102/spPlate-7102-56666.fits
-    v5_7_2/7102/v5_7_2/spZbest-7102-56666.fits v5_6_5/4055/spPlate-4055-55359.fits""".split()
+    v5_7_2/7102/v5_7_2/spZbest-7102-56666.fits v5_6_5/4055/spPlate-4055-55359.fits""".split()  # noqa: SIM905
 
 
 def commands(page: Path) -> list[str]:

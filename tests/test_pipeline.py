@@ -1,4 +1,4 @@
-"""The whole search on a small mock survey with broken files: every spectrum gets its verdict, whatever the partitions."""
+"""The whole search on a small mock survey with broken files: every spectrum gets its verdict, however partitioned."""
 
 import json
 import subprocess

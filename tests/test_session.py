@@ -6,6 +6,8 @@ import os
 import stat
 import subprocess
 import sys
+import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -203,3 +205,12 @@ def test_resources_are_found_in_a_zip(tmp_path):
         assert module.startswith(str(archive)) and float(threshold) > 0
         assert Path(found).read_bytes() == (ROOT / "conf/default.toml").read_bytes()
     assert len(list(tmp_path.iterdir())) == 2  # the zip and one unpacked folder
+
+
+def test_progress_tells_of_running_tasks_and_stops(spark, caplog):
+    caplog.set_level("INFO", "lensspark")
+    with session.progress(spark, "sleep", every=0.2):
+        spark.sparkContext.parallelize(range(4), 4).foreach(lambda _: time.sleep(0.6))
+    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("sleep: ")]
+    assert told and all(line.endswith("of 4 tasks") for line in told)
+    assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
