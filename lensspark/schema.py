@@ -215,7 +215,7 @@ TRAINING = Table(
         Column("z", "double", "redshift of the galaxy as its catalogue gives it", ucd="src.redshift"),
         Column("label", "float", "1 with a background line, 0 without"),
         Column("line_pixel", "float", "fractional pixel of the line's peak in the window; NaN without", "pix"),
-        Column("line_snr", "float", "S/N of the injected line; NaN without", ucd="stat.snr"),
+        Column("line_snr", "double", "S/N of the injected line; NaN without", ucd="stat.snr"),
     )
     + tuple(column for column in PIXELS if column.name in ("flux", "ivar", "and_mask")),
 )

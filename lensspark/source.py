@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
 KEY_TEXT = re.compile(r"(\d+)-(\d+)-(\d+)(?:-(.+))?")
 ARROW = {"int": pa.int32(), "long": pa.int64(), "float": pa.float32(), "double": pa.float64(), "string": pa.string(),
-         "array<float>": pa.list_(pa.float32()), "array<int>": pa.list_(pa.int32())}
+         "array<float>": pa.list_(pa.field("element", pa.float32(), nullable=False)),
+         "array<int>": pa.list_(pa.field("element", pa.int32(), nullable=False))}
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ def to_arrow(parts: list[Spectra], table: schema.Table) -> pa.RecordBatch:
             lengths = np.repeat([plane.shape[1] for plane in planes], [len(plane) for plane in planes])
             offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
             values = np.concatenate([plane.ravel() for plane in planes])
-            arrays.append(pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)))
+            arrays.append(pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), type=ARROW[column.type]))
         else:
             arrays.append(pa.array([v for part in parts for v in part.columns[column.name]], ARROW[column.type]))
     return pa.RecordBatch.from_arrays(arrays, names=table.names)

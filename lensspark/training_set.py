@@ -99,7 +99,7 @@ def _batch(mock: dict[str, np.ndarray], first: int) -> pa.RecordBatch:
     mock |= {
         "label": label.astype(np.float32),
         "line_pixel": np.where(label, pixel(mock["line_wave"]) - first, np.nan).astype(np.float32),
-        "line_snr": np.where(label, mock["line_snr"], np.nan).astype(np.float32),
+        "line_snr": np.where(label, mock["line_snr"], np.nan),
     }
     planes = ("flux", "ivar", "and_mask")
     columns = {name: mock[name].tolist() for name in schema.TRAINING.names if name not in planes}

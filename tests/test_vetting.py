@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lensspark import catalogue, config, schema
 from lensspark.vetting import CUTS, Veto, funnel, vet
 
-CONFIG = config.load()
+CONFIG = config.load([], ["score.threshold=0.5"])
 NAN = float("nan")
 LINE = {"p_line": 0.9, "line_peak": 3.0, "line_snr": 9.0, "line_mask_fraction": 0.0, "n_line_hits": 1}
 STATE = {"selected": True, "not_selected_because": None, "reason": None}
