@@ -30,13 +30,14 @@ def make_model(*extra):
 
 
 class ShapeOps:
-    """A third implementation of the network's operations: tensors are (pixels, channels), and weights are recorded."""
+    """A third implementation of the network's operations: tensors are (pixels, channels), and work is counted."""
 
     def __init__(self, channels):
-        self.shapes, self.convolutions, self.pools = {}, [], 0
+        self.shapes, self.convolutions, self.pools, self.multiply_adds = {}, [], 0, 0
 
     def conv(self, name, x, filters, kernel, relu=True):
         self.convolutions.append(name)
+        self.multiply_adds += x[0] * kernel * x[1] * filters
         self.shapes[f"{name}/kernel"] = (kernel, x[1], filters)
         for part in ("gamma", "beta", "moving_mean", "moving_variance"):
             self.shapes[f"{name}_bn/{part}"] = (filters,)
