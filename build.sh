@@ -108,13 +108,11 @@ package() {
   ls -lh dist >&2
 }
 
-# A folder of packages and a bin/python that finds the worker's own interpreter of the same minor version. Spark brings
-# pyspark itself to its workers.
+# A folder of packages for the workers' PYTHONPATH. Spark brings pyspark itself to its workers.
 environment() {
-  local scratch version
+  local scratch
   scratch=$(mktemp -d)
   trap "rm -rf '$scratch'" EXIT
-  version=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
   .venv/bin/python - >"$scratch/requirements.txt" <<'PYTHON'
 from importlib.metadata import requires
 
@@ -127,18 +125,6 @@ for requirement in map(Requirement, requires("lensspark")):
 PYTHON
   .venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile --progress-bar off \
     -c conf/constraints.txt -r "$scratch/requirements.txt" --target "$scratch/env/lib"
-  mkdir -p "$scratch/env/bin"
-  cat >"$scratch/env/bin/python" <<LAUNCHER
-#!/bin/sh
-here=\$(cd "\$(dirname "\$0")/.." && pwd)
-for python in python$version python3 python; do
-  [ "\$("\$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = $version ] || continue
-  PYTHONPATH="\${PYTHONPATH:+\$PYTHONPATH:}\$here/lib" exec "\$python" "\$@"
-done
-echo "lensspark-env: no Python $version on PATH ($version is what this environment was made for)" >&2
-exit 127
-LAUNCHER
-  chmod +x "$scratch/env/bin/python"
   tar -C "$scratch/env" -cf - . | gzip -1 >dist/lensspark-env.tar.gz.new
   mv dist/lensspark-env.tar.gz.new dist/lensspark-env.tar.gz
 }

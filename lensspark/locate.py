@@ -18,8 +18,8 @@ def measure_line(prepared: Prepared, heat: np.ndarray, loglam0: np.ndarray, min_
     heat (n, n_cells): the network's probability that the line is in each cell; loglam0 (n,): log10 wavelength of the
     first pixel. The line is at the highest matched-filter S/N within REFINE_PX of the hottest cell, to a fraction of
     a pixel by the parabola through it and its neighbours. Flux and error are the least-squares amplitude of a
-    Gaussian of sigma 2.2 px there (Shu et al. 2016) and `line_peak` that Gaussian's height: a wider or narrower line
-    has more or less than that. `n_line_hits` counts separate peaks of at least `min_snr`.
+    Gaussian of sigma 2.2 px there (Shu et al. 2016) and `line_peak` that Gaussian's height; a line of another
+    width gets sqrt(2) 2.2 / sqrt(2.2^2 + width^2) of its flux. `n_line_hits` counts peaks of at least `min_snr`.
     """
     amplitude, weight = matched_filter.amplitude(prepared.residual, prepared.ivar, matched_filter.CLASSICAL_SIGMA)
     snr = amplitude * np.sqrt(weight)

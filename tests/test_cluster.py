@@ -54,7 +54,8 @@ def packages() -> list[str]:
     return [
         "--py-files", str(DIST / "lensspark-py.zip"),
         "--archives", f"{DIST / 'lensspark-env.tar.gz'}#env",
-        "--conf", "spark.pyspark.python=./env/bin/python",
+        "--conf", "spark.executorEnv.PYTHONPATH=./env/lib",
+        "--conf", f"spark.pyspark.python=python{sys.version_info[0]}.{sys.version_info[1]}",
         "--conf", f"spark.pyspark.driver.python={sys.executable}",
         "--conf", "spark.executor.memory=900m",
     ]
@@ -69,6 +70,7 @@ def cluster(tmp_path_factory):
 def submit(master: str, options: list[str], *arguments: str | Path) -> str:
     """spark-submit's stdout. The working folder has no lensspark in it, so that only the packages can bring it."""
     environment = bare_environment() | {"SPARK_CONF_DIR": str(ROOT / "conf")}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"  # as `activate` does
     command = [spark_program("spark-submit"), "--master", master, *options, *map(str, arguments)]
     done = subprocess.run(command, env=environment, cwd=os.path.dirname(arguments[0]), capture_output=True, text=True)
     assert done.returncode in (0, 3), done.stderr[-4000:]
@@ -93,7 +95,8 @@ def test_workers_need_nothing_but_python_and_java(cluster, packages, tmp_path):
 
 def test_search_gives_the_ledger_of_local_mode(cluster, packages, tmp_path):
     survey = tmp_path / "survey"
-    subprocess.run([sys.executable, ROOT / "jobs/simulate.py", "--out", survey, "--plates", "2"], check=True)
+    subprocess.run([sys.executable, ROOT / "jobs/simulate.py", "--out", survey, "--plates", "2", "--fibres", "300"],
+                   check=True)
     local, remote = tmp_path / "local", tmp_path / "remote"
     search = [sys.executable, ROOT / "jobs/predict.py", "--spectra", survey, "--out", local]
     assert subprocess.run(search).returncode in (0, 3)

@@ -73,6 +73,13 @@ def test_position_and_flux_of_a_noiseless_line():
     assert found["n_line_hits"].tolist() == [1] * 5 and not found["line_mask_fraction"].any()
 
 
+@pytest.mark.parametrize("width", [1.3, 2.2, 3.5])
+def test_flux_of_a_line_of_another_width(width):
+    found = measure_line(spectra([600.0], 10.0, width), heat_at([600.0]), np.array([FIRST * 1e-4]), 6.0)
+    share = found["line_flux"][0] / (10 * found["line_wave"][0] * np.log(10) * 1e-4)
+    assert share == pytest.approx(np.sqrt(2) * 2.2 / np.hypot(2.2, width), rel=0.01)
+
+
 def test_flux_errors_are_the_scatter_of_fluxes():
     centres = np.full(500, 600.0)
     prepared = spectra(centres, 5.0, noise=0.2)
