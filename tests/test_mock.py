@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from lensspark import config, lines, matched_filter, schema
-from lensspark.eigen import Basis
 from lensspark.mock import instrument, observe_plate, profiles
 from lensspark.mock.objects import KINDS
 from lensspark.spectrum import pixel, wavelength
@@ -17,11 +16,6 @@ ALL = np.arange(1, 1001)
 FIRST, N_PIX = 35798, 1192
 PLANES = ("flux", "ivar", "and_mask", "or_mask", "wdisp", "sky", "model")
 KMS = 299792.458
-
-
-@pytest.fixture(scope="module")
-def basis():
-    return Basis.load(config.resource("data/eigenbasis.npz"))
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +127,14 @@ def test_nothing_but_the_line_differs_between_twins(plate, twin):
     assert clean.sum() > 700
     for name in PLANES:
         np.testing.assert_array_equal(plate[name][clean], twin[name][clean], err_msg=name)
+
+
+def test_every_plate_lies_within_the_pixels_that_are_drawn_for():
+    for plate in range(4000, 4400):
+        grid = instrument.observe_conditions(11, plate, 56600)
+        assert grid.first_pixel >= instrument.FULL_FIRST
+        assert grid.first_pixel + grid.n_pix <= instrument.FULL_FIRST + instrument.FULL_N
+        assert 4600 <= grid.n_pix <= 4660
 
 
 def test_lines_drawn_by_snr_have_it(basis):

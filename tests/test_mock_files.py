@@ -10,16 +10,10 @@ import pytest
 from astropy.io import fits
 
 from lensspark import boss, config, schema
-from lensspark.eigen import Basis
 from lensspark.mock import files, observe_plate
 
 ALL = np.arange(1, 1001)
 PLANES = tuple(boss.PLANES)
-
-
-@pytest.fixture(scope="module")
-def basis():
-    return Basis.load(config.resource("data/eigenbasis.npz"))
 
 
 @pytest.fixture(scope="module")

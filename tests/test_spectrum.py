@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from lensspark import config, eigen, matched_filter, spectrum
-from lensspark.config import resource
+from lensspark import config, matched_filter, spectrum
 
 FIRST, N_PIX = spectrum.window_pixels((3800.0, 5000.0))
 
@@ -12,11 +11,6 @@ FIRST, N_PIX = spectrum.window_pixels((3800.0, 5000.0))
 @pytest.fixture(scope="module")
 def settings():
     return config.load().input
-
-
-@pytest.fixture(scope="module")
-def basis():
-    return eigen.Basis.load(resource("data/eigenbasis.npz"))
 
 
 def galaxies(basis, z, scale=3.0):
