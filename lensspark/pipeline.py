@@ -102,15 +102,14 @@ def plan(spectra: str, out: str, config: Config) -> Run:
 
 
 def manifest(spectra: str, layout: str) -> str:
-    """sha256 over the files of a survey tree: paths below its root, and sizes where the listing gives them."""
-    survey = survey_files(spectra, layout)
-    root = survey_root(spectra)
-    log.info("%d files of spectra in %s", len(survey.units), spectra)
-    return catalogue.digest([(unit.path.removeprefix(root), unit.size, unit.kind) for unit in survey.units])
+    """sha256 over the files of a survey tree: paths below their common folder, and sizes where the listing gives them.
 
-
-def survey_root(spectra: str) -> str:
-    return spectra.rstrip("/") + "/"
+    A mirror that moved, or is named by another path, keeps its manifest.
+    """
+    units = survey_files(spectra, layout).units
+    log.info("%d files of spectra in %s", len(units), spectra)
+    common = len(os.path.commonprefix([unit.path for unit in units]).rpartition("/")[0])
+    return catalogue.digest([(unit.path[common:], unit.size, unit.kind) for unit in units])
 
 
 def _claim(run: Run) -> None:

@@ -1,6 +1,7 @@
 """The whole search on a small mock survey with broken files: every spectrum gets its verdict, however partitioned."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -175,6 +176,17 @@ def test_the_real_files(spark, shared_data, settings, tmp_path):
     known = ledger.merge(inventory, on=["plate", "mjd", "fiberid"], suffixes=("", "_inventory"))
     assert len(known) == 274
     np.testing.assert_allclose(known["z"], known["z_inventory"], atol=1e-4)
+
+
+def test_a_moved_survey_is_the_same_survey(survey, tmp_path, monkeypatch):
+    shutil.copytree(survey, tmp_path / "moved")
+    known = pipeline.manifest(str(survey), "auto")
+    assert pipeline.manifest(str(tmp_path / "moved"), "auto") == known
+    monkeypatch.chdir(tmp_path)
+    assert pipeline.manifest("moved/", "auto") == known
+    next((tmp_path / "moved").rglob("spec-4000*.fits")).unlink()
+    next((tmp_path / "moved").rglob("spPlate-4001*.fits")).unlink()
+    assert pipeline.manifest("moved", "auto") != known
 
 
 def refused(*arguments):
