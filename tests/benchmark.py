@@ -2,8 +2,9 @@
 
     python tests/benchmark.py [--spectra 2000]
 
-Stages: reading the window of an spPlate (limit: reading the same bytes with pread), preparing the network's input, the
-network on each engine (limit: a large float32 matrix product on one thread, in the same floating-point operations).
+Stages: reading the window of an spPlate and of lite files (limit: reading the same bytes or files), preparing the
+network's input, the network on each engine (limit: a large float32 matrix product on one thread, in the same
+floating-point operations), locating and measuring the line.
 """
 
 import os
@@ -45,14 +46,18 @@ def row(stage, n, seconds, limit=None, what=""):
     print(f"{stage:34s} {n / seconds:12,.0f} {1e6 * seconds / n:10.1f} {ratio}")
 
 
+def write(folder, contents):
+    for path, content in contents:
+        (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
+        (Path(folder) / path).write_bytes(content)
+
+
 def reading(settings):
     """Time to read a plate's window, and to read the same bytes and do nothing; returns its planes and redshifts."""
     basis = Basis.load(resource("data/eigenbasis.npz"))
     plate = mock.observe_plate(1, 4000, 55500, np.arange(1, 1001), settings.mock, basis)
     with tempfile.TemporaryDirectory() as folder:
-        for path, content in files.plate_files(plate):
-            (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
-            (Path(folder) / path).write_bytes(content)
+        write(folder, files.plate_files(plate))
         unit = survey_files(folder).units[0]
         spectra = read_unit(unit, window=settings.read.window)
         wanted, width = 4 * 1192, 4 * plate["flux"].shape[1]
@@ -65,6 +70,12 @@ def reading(settings):
 
         row("read spPlate, window, 3 planes", 1000, best(lambda: read_unit(unit, window=settings.read.window)),
             best(raw), "of pread")
+    with tempfile.TemporaryDirectory() as folder:
+        write(folder, files.lite_files({name: values[:300] for name, values in plate.items()}))
+        units = survey_files(folder).units
+        row("read lite files, window, 3 planes", len(units),
+            best(lambda: [read_unit(unit, window=settings.read.window) for unit in units]),
+            best(lambda: [Path(unit.path).read_bytes() for unit in units]), "of reading the files")
     return spectra
 
 
