@@ -3,8 +3,9 @@
     run = engine_for(model, "openvino")
     p_line, heat = run(channels)      # (n,), (n, n_cells) from (n, n_channels, n_pix)
 
-OpenVINO's graph is built from the model's weights with batch normalisation folded into the convolutions, which brings it
-to the speed of a plain matrix product (docs/benchmarks.md). It uses one thread, since Spark runs one worker per core. Neither library is loaded before an engine is made.
+OpenVINO's graph is built from the model's weights with batch normalisation folded into the convolutions, which brings
+it to the speed of a plain matrix product (docs/benchmarks.md). It uses one thread, since Spark runs one worker per
+core. Neither library is loaded before an engine is made.
 """
 
 from __future__ import annotations
