@@ -8,9 +8,10 @@ reported error, and its 10-90 % range in ln, of spectra fainter than 1e-17 erg/s
 quasars, whose models fit worse; fractions of pixels without measurement and with mask bits. Medians over spectra but
 for the correlation and the fractions, which are means.
 
-With --galaxies, the search's own fit of the foreground galaxy is held against every quiescent galaxy (CLASS GALAXY, no
-SUBCLASS, S/N > 2 per pixel) of those folders and against mock ones, in the search's window: scatter of residual *
-sqrt(ivar) (1.48 MAD), mean chi2 per pixel, largest |matched-filter S/N|. --basis fits with other eigenspectra.
+With --galaxies, the search's own fit of the foreground galaxy is held against every quiescent galaxy (CLASS GALAXY,
+no SUBCLASS, S/N > 2 per pixel) of those folders and against mock ones, in the search's window: scatter of residual *
+sqrt(ivar) (1.48 MAD), mean chi2 per pixel, largest |matched-filter S/N|, magnitudes that the fibre loses; --basis
+fits with other eigenspectra.
 """
 
 import argparse
@@ -121,17 +122,26 @@ def fit_quality(spectra: dict[str, np.ndarray], basis: eigen.Basis) -> np.ndarra
     return out
 
 
+def fibre_loss(unit: boss.Unit) -> float:
+    """By how many magnitudes the median flux density of 6900-8200 A is fainter than the photometric i (AB)."""
+    got = boss.read_unit(unit, ("flux",), (6900.0, 8200.0))
+    mag_i = got.columns["mag_i"][0]
+    flux = np.median(got.planes["flux"]) * 1e-17
+    return np.nan if mag_i is None or flux <= 0 else -2.5 * np.log10(flux * 7500.0**2) - 2.408 - mag_i
+
+
 def compare_fits(folders: list[Path], basis: eigen.Basis) -> None:
     """Prints `fit_quality` of real quiescent galaxies one by one, and of mock ones in bins of S/N."""
     conf = config.load()
-    print(f"fit with: {basis.provenance}\n{'':32}     z   S/N  scatter  chi2  peak")
+    print(f"fit with: {basis.provenance}\n{'':32}     z   S/N  scatter  chi2  peak  loss")
     for unit in (unit for folder in folders for unit in boss.survey_files(str(folder)).units):
         got = boss.read_unit(unit, window=conf.read.window)
         if len(got) and (got.columns["class"][0], got.columns["subclass"][0]) == ("GALAXY", ""):
             z = np.array(got.columns["z"], float)
             (row,) = fit_quality(got.planes | {"z": z}, basis)
             if row[0] > 2:
-                print(f"{Path(unit.path).name:<32}{z[0]:6.3f}{row[0]:6.1f}{row[1]:9.2f}{row[2]:6.2f}{row[3]:6.1f}")
+                print(f"{Path(unit.path).name:<32}{z[0]:6.3f}{row[0]:6.1f}{row[1]:9.2f}{row[2]:6.2f}{row[3]:6.1f}"
+                      f"{fibre_loss(unit):6.2f}")
     mine = eigen.Basis.load(config.resource("data/eigenbasis.npz"))
     pixels = spectrum.window_pixels(conf.read.window)
     mock = observe_plate(3, 4002, 56600, np.arange(1, 1001), conf.mock, mine, *pixels)
