@@ -12,7 +12,7 @@ import pytest
 
 from lensspark import catalogue, config, report, schema, svg
 
-CONFIGURATION = config.load().as_dict()
+CONFIGURATION = config.load([], ["score.threshold=0.5"]).as_dict()
 WAVE = 10 ** (3.5798 + 1e-4 * np.arange(1192))
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)>\"'{{ 7*7 }}../../etc"
 
