@@ -23,6 +23,7 @@ def evaluate(ledger: pd.DataFrame, truth: pd.DataFrame, threshold: float, settin
 
     `recall` is that of Lya lines: p_line above the threshold and line_wave within POSITION_PX of the truth. Lines
     under the mask of the galaxy's own lines or of sky lines cannot be found; they count in `recall_of_all` only.
+    `placed` is the share of usable lines with line_wave within POSITION_PX whatever their score.
     Line-free are all kinds without a foreign line; `kinds` gives the share of hits in each kind. Each is given at the
     run's threshold and at those where the line-free spectra have FALSE_HIT_RATES, if there are enough of them.
     Raises ValueError if the two tables share no scored spectrum.
@@ -73,6 +74,7 @@ def _at(table: pd.DataFrame, threshold: float) -> dict[str, Any]:
              ((kind, (table["kind"] == kind).to_numpy()) for kind in sorted(table["kind"].unique()))}
     return {
         "threshold": threshold,
+        "placed_snr_8": _share(near, bright),
         "recall_snr_8": _share(hit & near, bright), "recall_of_all_snr_8": _share(hit & near, all_bright),
         "false_hit_rate": _share(hit, free), "recall": bins,
         "offset_px_rms": round(float(np.sqrt(np.mean(table["offset_px"][found] ** 2))), 3) if found.any() else None,
@@ -91,7 +93,8 @@ def summary(figures: dict[str, Any]) -> str:
     for name, at in figures["at"].items():
         lines.append(f"{name}: p_line > {at['threshold']:.6g}: recall of S/N >= 8 {at['recall_snr_8']} "
                      f"(masked lines included {at['recall_of_all_snr_8']}), false-hit rate {at['false_hit_rate']}, "
-                     f"rms of position {at['offset_px_rms']} px")
+                     f"rms of position {at['offset_px_rms']} px, "
+                     f"within {POSITION_PX:g} px whatever the score {at['placed_snr_8']}")
         lines.append("  recall by S/N: " + ", ".join(
             f"{b['snr'][0]:g}-{b['snr'][1] or '':} {b['recall']:.3f} ({b['n']})" for b in at["recall"]))
         lines.append("  hits by kind: " + ", ".join(

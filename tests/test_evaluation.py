@@ -37,6 +37,7 @@ def test_counted_by_hand():
     at = figures["at"]["configured"]
     assert figures["n_scored"] == 10 and figures["n_lya"] == 5 and figures["n_line_free"] == 4
     assert at["recall_snr_8"] == pytest.approx(1 / 3, abs=1e-5)
+    assert at["placed_snr_8"] == pytest.approx(2 / 3, abs=1e-5)
     assert at["recall_of_all_snr_8"] == pytest.approx(2 / 4)
     assert at["false_hit_rate"] == pytest.approx(1 / 4)
     assert {tuple(b["snr"]): (b["n"], b["recall"]) for b in at["recall"]} == {(5.0, 6.0): (1, 1.0), (8.0, 10.0):
