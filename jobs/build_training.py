@@ -17,7 +17,8 @@ def main(argv=None):
     parser = job_parser(__doc__)
     parser.add_argument("--out", required=True, metavar="DATA", help="new folder for the training set")
     parser.add_argument("--templates", action="store_true", required=True, help="galaxies from an eigenbasis")
-    parser.add_argument("--basis", metavar="FILE", help="eigenbasis of the galaxies (default: the shipped one)")
+    parser.add_argument("--basis", metavar="FILE", nargs="+",
+                        help="eigenbases of the galaxies, taken in turn by the plates (default: the shipped one)")
     parser.add_argument("--plates", type=int, default=200, help="mock plates (default 200)")
     parser.add_argument("--first-plate", type=int, default=20000, help="number of the first plate (default 20000)")
     parser.add_argument("--fibres", type=int, default=1000, help="spectra per plate, up to 1000 (default 1000)")

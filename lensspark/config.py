@@ -125,6 +125,7 @@ class Training:
     learning_rate: float = _field(**_between(1e-8, 1))
     seed: int = _field(**_between(0, 2**31))
     validation_plates: float = _field(**_between(0, 0.9))
+    test_plates: float = _field(**_between(0, 0.9))
 
 
 @dataclass(frozen=True)
@@ -164,12 +165,15 @@ class Mock:
     crosstalk: float = _field(**_between(0, 1))
     sky: float = _field(**_between(0, 1))
     star: float = _field(**_between(0, 1))
+    broad: float = _field(**_between(0, 1))
     repeat: float = _field(**_between(0, 1))
     symmetric: float = _field(**_between(0, 1))
     double_peaked: float = _field(**_between(0, 1))
     line_window: tuple[float, ...] = _field(**_between(3600, 10000), length=2)
-    line_flux: float = _field(**_between(0, 1e6))
-    line_flux_scatter: float = _field(**_between(0, 10))
+    line_flux: tuple[float, ...] = _field(**_between(1e-6, 1e6), low_length=2)
+    line_fwhm: tuple[float, ...] = _field(**_between(0, 10_000), length=2)
+    min_line_fwhm: float = _field(**_between(0, 100))
+    min_line_peak: float = _field(**_between(0, 1e6))
     line_snr: tuple[float, ...] = _field(**_between(0, 1e6))
 
 

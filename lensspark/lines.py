@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+LIGHT_KMS = 299792.458  # speed of light
+
 LYA = 1215.67
 NV = 1240.81
 CIV = 1549.48
 HEII_1640 = 1640.42
 CIII = 1908.73
 MGII = (2796.35, 2803.53)
+FEII_FLUORESCENT = (2365.55, 2396.36, 2612.65, 2626.45)  # FeII*, Erb et al. 2012, ApJ 759, 26
 NEV = (3346.79, 3426.85)
 OII = (3727.09, 3729.88)
 NEIII = 3869.86

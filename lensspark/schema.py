@@ -187,7 +187,7 @@ TRUTH = Table(
     "truth",
     KEY
     + (
-        Column("kind", "string", "clean, lya, oii, airglow, cosmic, lens_line, crosstalk, sky, star, broken"),
+        Column("kind", "string", "clean, lya, oii, airglow, cosmic, lens_line, crosstalk, sky, star, broad, broken"),
         Column("object_id", "long", "same for all observations of one object", ucd="meta.id"),
         Column("is_repeat", "boolean", "object is observed on another plate too"),
         Column("ra", "double", "right ascension, J2000", "deg", "pos.eq.ra"),

@@ -51,19 +51,19 @@ def split_plates(plates: list[int], validation: float, test: float, seed: int) -
 
 
 def from_templates(spark: SparkSession, out: str | Path, config: Config, plates: list[int], fibres: int,
-                   basis_path: str | Path | None = None) -> dict[str, int]:
+                   basis_paths: list[str | Path] | None = None) -> dict[str, int]:
     """Write `fibres` mock spectra of each plate under `out`; returns the number of spectra in each split.
 
-    Galaxies come from the basis at `basis_path` (default: the shipped one), kinds and lines from [mock_training].
-    Raises ValueError if `out` exists and is not empty.
+    The galaxies of the plates come from the bases at `basis_paths` in turn (default: the shipped one), kinds and lines
+    from [mock_training]. Raises ValueError if `out` exists and is not empty.
     """
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: expected a new folder")
-    splits = split_plates(plates, config.training.validation_plates, config.training.validation_plates,
+    splits = split_plates(plates, config.training.validation_plates, config.training.test_plates,
                           config.training.seed)
-    basis = Path(basis_path or resource("data/eigenbasis.npz")).read_bytes()
-    observe = _observer(config, basis, fibres)
+    bases = [Path(path).read_bytes() for path in basis_paths or [resource("data/eigenbasis.npz")]]
+    observe = _observer(config, bases, fibres)
     for split in SPLITS:
         chosen = sorted(plate for plate, name in splits.items() if name == split)
         if chosen:
@@ -74,19 +74,20 @@ def from_templates(spark: SparkSession, out: str | Path, config: Config, plates:
     counts = {split: spark.read.parquet(str(out / split)).count() for split in set(splits.values())}
     first, n_pix = window_pixels(config.read.window)
     facts = {"first_pixel": first, "n_pix": n_pix, "counts": counts, "mock": asdict(config.mock_training),
-             "seed": config.training.seed, "galaxies": Basis.load(basis).provenance}
+             "seed": config.training.seed, "galaxies": [Basis.load(basis).provenance for basis in bases]}
     (out / "data.json").write_text(json.dumps(facts, indent=1))
     return counts
 
 
-def _observer(config: Config, basis_bytes: bytes, fibres: int):
+def _observer(config: Config, bases: list[bytes], fibres: int):
     first, n_pix = window_pixels(config.read.window)
     settings, seed = config.mock_training, config.training.seed
 
     def observe(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        basis = Basis.load(basis_bytes)
+        loaded = [Basis.load(basis) for basis in bases]
         for batch in batches:
             for plate in batch.column(0).to_pylist():
+                basis = loaded[plate % len(loaded)]
                 for fibre in range(1, fibres + 1, FIBRES_AT_ONCE):
                     fiberids = np.arange(fibre, min(fibre + FIBRES_AT_ONCE, fibres + 1))
                     yield _batch(observe_plate(seed, plate, MJD, fiberids, settings, basis, first, n_pix), first)

@@ -19,7 +19,7 @@ from lensspark.mock.instrument import FULL_FIRST, FULL_N, Plate, smooth_noise
 from lensspark.spectrum import pixel, wavelength
 
 N_FIBRES = 1000
-KINDS = ("clean", "lya", "oii", "airglow", "cosmic", "lens_line", "crosstalk", "sky", "star")
+KINDS = ("clean", "lya", "oii", "airglow", "cosmic", "lens_line", "crosstalk", "sky", "star", "broad")
 REPEATABLE = ("clean", "lya", "oii", "lens_line")
 _N_UNIFORM, _FEATURE_STEP, _MEAN_HALF_WIDTH = 40, 64, 75
 
@@ -28,7 +28,13 @@ _NEBULAR = ((lines.NEIII, 0.12), (lines.HGAMMA, 0.14), (lines.HBETA, 0.32), (lin
             (lines.OIII[1], 0.66), (lines.HALPHA, 1.1), (lines.NII[0], 0.15), (lines.NII[1], 0.45),
             (lines.SII[0], 0.25), (lines.SII[1], 0.18))
 _NUCLEAR = ((lines.NEV[0], 0.15), (lines.NEV[1], 0.4), (lines.NEIII, 0.25))
+# MgII and fluorescent FeII* that star-forming galaxies emit (Erb et al. 2012, ApJ 759, 26): no galaxy template has them,
+# and for z_lens > 0.36 they lie in the window. Their strengths, relative to [OII], are a choice.
+_FLUORESCENT = ((lines.MGII[0], 0.12), (lines.MGII[1], 0.08), *((rest, 0.03) for rest in lines.FEII_FLUORESCENT))
 _MGII_FWHM = 1500.0  # km/s
+_BROAD_FWHM = (2000.0, 9000.0)  # km/s, lines of a nucleus or a quasar beside the galaxy
+_LINE_TRIES = 24  # draws of a Lya line, of which the first that keeps to the limits is taken
+_ROTATIONS = (0.7548776662466927, 0.5698402909980532)  # of the R2 low-discrepancy sequence (Roberts 2018)
 _OII = float(np.mean(lines.OII))
 
 # Redshift quantiles of LOWZ + CMASS; `draw` has the mean i magnitude with redshift (of Cao et al. 2020's lenses).
@@ -215,6 +221,7 @@ def emission(objects: Objects, settings: Mock, plate: Plate, observed: np.ndarra
         _oii_interlopers(objects.u, kinds["oii"], settings),
         _airglow(observed, kinds["airglow"], plate),
         _cosmic_rays(observed, kinds["cosmic"], settings),
+        _broad(objects.u, kinds["broad"], settings),
     ]
     return Lines.join(parts)
 
@@ -231,13 +238,16 @@ def own_lines(objects: Objects, rows: np.ndarray) -> Lines:
     parts = [_lines(rows, rest * stretch, 0.5 * oii, fwhm, 0.0, strong) for rest in lines.OII]
     parts += [_lines(rows, rest * stretch, ratio * oii, fwhm, 0.0, False) for rest, ratio in _NEBULAR]
     parts += [_lines(rows, rest * stretch, ratio * oii * nuclear, fwhm, 0.0, False) for rest, ratio in _NUCLEAR]
+    forming = strong & ~host & ~nuclear
+    parts += [_lines(rows, rest * stretch, ratio * oii * forming, fwhm, 0.0, False) for rest, ratio in _FLUORESCENT]
     parts += [_lines(rows, rest * stretch, 0.5 * oii * nuclear, _MGII_FWHM, 0.0, False) for rest in lines.MGII]
     return Lines.join(parts)
 
 
 def _line_flux(u: np.ndarray, settings: Mock) -> np.ndarray:
-    flux = settings.line_flux * np.exp(settings.line_flux_scatter * ndtri(u))
-    return np.clip(flux, 1.2, 222.0)  # the range of Cao et al. 2020's lensed emitters
+    """Fluxes by the quantiles `line_flux`, evenly spaced in probability and interpolated in the logarithm."""
+    quantiles = np.log(settings.line_flux)
+    return np.exp(np.interp(u, np.linspace(0, 1, len(quantiles)), quantiles))
 
 
 def _in_window(u: np.ndarray, settings: Mock) -> np.ndarray:
@@ -245,19 +255,42 @@ def _in_window(u: np.ndarray, settings: Mock) -> np.ndarray:
     return low + 5 + (high - low - 10) * u
 
 
+def _flux_and_width(wave: np.ndarray, u: np.ndarray, v: np.ndarray, settings: Mock) -> tuple[np.ndarray, np.ndarray]:
+    """Flux and intrinsic FWHM [km/s] of Gaussian draws that keep to min_line_fwhm [A] and min_line_peak.
+
+    Draws outside the limits are drawn again (Li et al. 2018 select their artificial lines so); the peak is that of
+    the line before the spectrograph. Uniform deviates u and v (n,) start a low-discrepancy sequence of draws each.
+    """
+    tries = np.arange(_LINE_TRIES)[:, None]
+    flux = _line_flux((u + _ROTATIONS[0] * tries) % 1, settings)
+    mean, scatter = settings.line_fwhm
+    fwhm = np.abs(mean + scatter * ndtri(np.clip((v + _ROTATIONS[1] * tries) % 1, 1e-9, 1 - 1e-9)))
+    angstrom = fwhm / lines.LIGHT_KMS * wave
+    peak = flux * profiles.FWHM_OF_SIGMA / (np.sqrt(2 * np.pi) * np.maximum(angstrom, 1e-9))
+    kept = (angstrom >= settings.min_line_fwhm) & (peak >= settings.min_line_peak)
+    chosen = np.where(kept.any(axis=0), kept.argmax(axis=0), peak.argmax(axis=0)), np.arange(len(wave))
+    return flux[chosen], np.maximum(fwhm, lines.LIGHT_KMS * settings.min_line_fwhm / wave)[chosen]
+
+
 def _lyman_alpha(u: np.ndarray, rows: np.ndarray, settings: Mock) -> Lines:
     """Skew-normal lines; double-peaked ones get a fainter symmetric peak 250-700 km/s bluewards."""
     u = u[rows]
-    wave, flux = _in_window(u[:, 20], settings), _line_flux(u[:, 21], settings)
-    fwhm = np.maximum(np.abs(300 + 200 * ndtri(u[:, 22])), 299792.458 * 0.5 / wave)  # Li et al. 2018
+    wave = _in_window(u[:, 20], settings)
+    flux, fwhm = _flux_and_width(wave, u[:, 21], u[:, 22], settings)
     alpha = np.where(u[:, 23] < settings.symmetric, 0.0, 8.0 * u[:, 24])
     double = u[:, 25] < settings.double_peaked
     ratio = np.where(double, 0.1 + 0.6 * u[:, 26], 0.0)
-    blue = wave * (1 - (250 + 450 * u[:, 27]) / 299792.458)
+    blue = wave * (1 - (250 + 450 * u[:, 27]) / lines.LIGHT_KMS)
     return Lines.join([
         _lines(rows, wave, flux / (1 + ratio), fwhm, alpha),
         _lines(rows[double], blue[double], (flux * ratio / (1 + ratio))[double], 0.8 * fwhm[double]),
     ])
+
+
+def _broad(u: np.ndarray, rows: np.ndarray, settings: Mock) -> Lines:
+    """One broad line anywhere in the window; the S/N sets its flux later."""
+    low, high = _BROAD_FWHM
+    return _lines(rows, _in_window(u[rows, 20], settings), 1.0, low + (high - low) * u[rows, 22])
 
 
 def _oii_interlopers(u: np.ndarray, rows: np.ndarray, settings: Mock) -> Lines:

@@ -20,7 +20,7 @@ from lensspark.spectrum import pixel
 RUN2D = "v5_7_0"
 _CHUNK = 250  # fibres at a time: 10 eigenspectra of each over the whole range are 47 MB
 _N_SCALARS = 32
-_ARTEFACT_SNR = {"airglow": (4.0, 20.0), "cosmic": (4.0, 40.0)}
+_ARTEFACT_SNR = {"airglow": (4.0, 20.0), "cosmic": (4.0, 40.0), "broad": (4.0, 60.0)}
 _CROSSTALK = 0.03  # of the next fibre's light
 _SCALE_STEPS = 8  # each at least halves the error in ln S/N
 _CALIBRATION_WIGGLE = 0.012  # of a fibre's flux calibration beside the plate's, over about 90 px
