@@ -184,6 +184,18 @@ class Mock:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    injections: int = _field(**_between(1, 100_000))
+    injected_snr: tuple[float, ...] = _field(**_between(0, 1e6), length=2)
+    false_hit_rates: tuple[float, ...] = _field(**_between(1e-9, 1), low_length=1)
+    excesses: tuple[float, ...] = _field(**_between(0, 100))
+    lens_line: float = _field(**_between(0, 1e-2))
+    airglow: float = _field(**_between(0, 1e-2))
+    cosmic: float = _field(**_between(0, 1e-2))
+    crosstalk: float = _field(**_between(0, 1e-2))
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole configuration; `load` is the way to get one."""
 
@@ -197,6 +209,7 @@ class Config:
     vetting: Vetting
     limits: Limits
     report: Report
+    evaluation: Evaluation
     mock: Mock
     mock_training: Mock
 

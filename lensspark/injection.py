@@ -1,0 +1,168 @@
+"""Injection and recovery: the selection function measured on the survey's own spectra.
+
+Lya lines of known S/N are added to every readable spectrum, and the search is asked for them. What class a spectrum
+is of does not matter: a star's or a quasar's continuum and noise are as good as any, outside the lines of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import ndtri
+
+from lensspark import lines, metrics, schema
+from lensspark.config import Config
+from lensspark.detectors import POSITION_PX
+from lensspark.locate import measure_line
+from lensspark.mock import profiles
+from lensspark.model import Model
+from lensspark.spectrum import pixel, wavelength
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+Z_RANGE, Z_TYPICAL = (0.05, 1.1), 0.55  # a spectrum outside is searched as a galaxy at the typical z_lens
+QSO_LINES = (lines.LYA, lines.NV, lines.SIIV, lines.CIV, lines.HEII_1640, lines.CIII, lines.MGII[0])
+QSO_HALF_WIDTH = 8000.0  # km/s on each side of a quasar's own lines where nothing is injected
+EDGE_PX = 10
+DEFAULT_LSF = 1.1  # px, where a file has no dispersion
+AT_ONCE = 512
+_COLUMNS = "group string, plate int, mjd int, fiberid int, line_snr double, visible boolean, found boolean, " \
+           "p_line double, line_wave double, snr double"
+
+
+def group_of(frame: pd.DataFrame) -> np.ndarray:
+    """sky, galaxy, qso or star, (n,) of a frame with class, objtype and zwarning."""
+    kind = frame["class"].fillna("").str.strip().str.lower().to_numpy(dtype=object)
+    sky = (frame["objtype"].fillna("").str.strip().str.upper() == "SKY") | ((frame["zwarning"].fillna(0) % 2) == 1)
+    return np.where(sky, "sky", kind)
+
+
+def search_redshift(z: np.ndarray) -> np.ndarray:
+    """The redshift (n,) at which a spectrum is searched: its own where a galaxy could have it."""
+    low, high = Z_RANGE
+    return np.where((z > low) & (z < high), z, Z_TYPICAL)
+
+
+def draw_lines(settings: Config, z: np.ndarray, group: np.ndarray, first: int, n_pix: int, rng: np.random.Generator
+               ) -> dict[str, np.ndarray]:
+    """One line for each of n spectra: wave [A], fwhm [km/s], alpha, snr by [mock] and evaluation.injected_snr; `own` is
+    where it falls on a quasar's own lines or into its Lya forest."""
+    n = len(z)
+    wave = wavelength(first + rng.uniform(EDGE_PX, n_pix - EDGE_PX, n))
+    mean, scatter = settings.mock.line_fwhm
+    fwhm = np.maximum(np.abs(mean + scatter * ndtri(rng.uniform(1e-9, 1, n))),
+                      lines.LIGHT_KMS * settings.mock.min_line_fwhm / wave)
+    alpha = np.where(rng.random(n) < settings.mock.symmetric, 0.0, 8.0 * rng.random(n))
+    rest = wave / (1 + z)
+    own = np.zeros(n, bool)
+    for line in QSO_LINES:
+        own |= np.abs(rest / line - 1) * lines.LIGHT_KMS < QSO_HALF_WIDTH
+    own |= rest < lines.LYA
+    return {"wave": wave, "fwhm": fwhm, "alpha": alpha, "snr": rng.uniform(*settings.evaluation.injected_snr, n),
+            "own": own & (group == "qso")}
+
+
+def inject(spectra: dict[str, np.ndarray], score: Callable, settings: Config, first: int, rng: np.random.Generator,
+           bare: bool = False) -> pd.DataFrame:
+    """One row per spectrum of `spectra` (group, z, KEY, flux, ivar, and_mask, wdisp, loglam0) with one line injected,
+    or none if `bare`: what the search makes of it. A line on a quasar's own lines is not visible."""
+    flux, n_pix = spectra["flux"], spectra["flux"].shape[1]
+    line = draw_lines(settings, spectra["z"], spectra["group"], first, n_pix, rng)
+    at = pixel(line["wave"]) - first
+    nearest = np.clip(np.rint(at).astype(int), 0, n_pix - 1)
+    rows = np.arange(len(flux))
+    if not bare:
+        lsf = spectra["wdisp"][rows, nearest]
+        lsf = np.where((lsf > 0) & np.isfinite(lsf), lsf, DEFAULT_LSF)
+        shape = np.zeros_like(flux, dtype=np.float32)
+        profiles.add_lines(shape, rows, line["wave"], np.ones(len(flux)), line["fwhm"], line["alpha"], lsf, first)
+        unit = np.sqrt(np.einsum("np,np,np->n", shape, shape, np.maximum(spectra["ivar"], 0), dtype=np.float64))
+        amount = np.divide(line["snr"], unit, out=np.zeros(len(flux)), where=unit > 0)
+        flux = flux + amount.astype(np.float32)[:, None] * shape
+    prepared, p_line, heat = score(flux, spectra["ivar"], spectra["and_mask"], search_redshift(spectra["z"]))
+    found = measure_line(prepared, heat, spectra["loglam0"], settings.vetting.min_line_snr)
+    near = np.abs(pixel(found["line_wave"]) - first - at) <= POSITION_PX
+    hit = (p_line > settings.score.threshold) & prepared.scorable
+    return pd.DataFrame({
+        "group": spectra["group"], **{name: spectra[name] for name in ("plate", "mjd", "fiberid")},
+        "line_snr": np.nan if bare else line["snr"],
+        "visible": prepared.scorable & (prepared.ivar[rows, nearest] > 0) & ~line["own"],
+        "found": hit & (near | bare), "p_line": p_line, "line_wave": found["line_wave"], "snr": found["line_snr"],
+    })
+
+
+def on_survey(spark: SparkSession, root: str, model: Model, settings: Config) -> tuple[DataFrame, DataFrame]:
+    """(injected, bare): `inject` of every readable spectrum below `root`, `evaluation.injections` times, and bare."""
+    from lensspark import inference, source
+
+    source.register(spark)
+    (low, high), (first, n_pix) = model.window, model.pixels
+    options = {"layout": settings.read.layout, "window": f"{low!r},{high!r}", "columns": "flux,ivar,and_mask,wdisp"}
+    frame = spark.read.format("boss").options(**options).load(root).where("reason IS NULL")
+    frame = frame.select("plate", "mjd", "fiberid", "class", "objtype", "zwarning", "z", "loglam0", "flux", "ivar",
+                         "and_mask", "wdisp")
+    files = model.files
+
+    def run(bare: bool) -> Callable:
+        def injected(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+            score = inference.scorer(Model(files).verified(), settings)
+            for batch in batches:
+                spectra = stack(batch, n_pix)
+                for k in range(1 if bare else settings.evaluation.injections):
+                    keys = [int(batch[name].sum()) for name in ("plate", "mjd", "fiberid")]
+                    yield inject(spectra, score, settings, first, np.random.default_rng([k, *keys]), bare)
+
+        return injected
+
+    return frame.mapInPandas(run(False), _COLUMNS), frame.mapInPandas(run(True), _COLUMNS)
+
+
+def stack(frame: pd.DataFrame, n_pix: int) -> dict[str, np.ndarray]:
+    """Arrays of a frame of spectra; a spectrum that begins or ends inside the window keeps ivar 0 where it has none."""
+    planes = {name: np.stack(frame[name].to_numpy()) for name in ("flux", "ivar", "and_mask", "wdisp")}
+    wrong = {plane.shape[1] for plane in planes.values()} - {n_pix}
+    if wrong:
+        raise ValueError(f"spectra of {sorted(wrong)} pixels: expected {n_pix} as the model's window")
+    numbers = {name: frame[name].to_numpy() for name in ("plate", "mjd", "fiberid", "loglam0")}
+    z = frame["z"].to_numpy(dtype=float)
+    return planes | numbers | {"z": np.where(np.isfinite(z), z, 0.0), "group": group_of(frame)}
+
+
+def on_mock(model: Model, settings: Config, n: int, seed: int) -> pd.DataFrame:
+    """`inject` of n clean mock galaxies, for comparison, `evaluation.injections` / 20 times each."""
+    from dataclasses import replace
+
+    from lensspark import inference
+    from lensspark.mock import observe_plate
+    from lensspark.mock.objects import KINDS
+
+    first, n_pix = model.pixels
+    clean = replace(settings.mock, **(dict.fromkeys(KINDS[1:], 0.0) | {"repeat": 0.0}))
+    score, parts = inference.scorer(model, settings), []
+    for start in range(0, n, AT_ONCE):
+        fibres = np.arange(start, min(start + AT_ONCE, n)) % 1000 + 1
+        spectra = observe_plate(seed, 7000 + start // 1000, 58100, fibres, clean, model.basis, first, n_pix)
+        chosen = spectra["z"] > settings.selection.z_min
+        spectra = {name: values[chosen] for name, values in spectra.items()}
+        spectra["group"] = np.full(chosen.sum(), "mock")
+        for k in range(max(settings.evaluation.injections // 20, 1)):
+            parts.append(inject(spectra, score, settings, first, np.random.default_rng([seed, start, k])))
+    return pd.concat(parts, ignore_index=True)
+
+
+def recovery(table: pd.DataFrame) -> dict[str, Any]:
+    """Recall of visible injected lines by S/N for each group, with its binomial error."""
+    result: dict[str, Any] = {}
+    for group, rows in table[table["visible"]].groupby("group"):
+        bins = metrics.recall_by_snr(rows["found"].to_numpy(), rows["line_snr"].to_numpy())
+        for b in bins:
+            b["error"] = round(float(np.sqrt(max(b["recall"] * (1 - b["recall"]), 1e-4) / b["n"])), 4)
+        result[str(group)] = {"spectra": len(rows[list(KEY)].drop_duplicates()), "recall": bins}
+    return result
+
+
+KEY = tuple(column.name for column in schema.KEY if column.name != "run2d")
