@@ -19,7 +19,7 @@ from lensspark.detectors import POSITION_PX
 from lensspark.locate import measure_line
 from lensspark.mock import profiles
 from lensspark.model import Model
-from lensspark.spectrum import pixel, wavelength
+from lensspark.spectrum import pixel, prepare, wavelength
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -30,6 +30,8 @@ QSO_HALF_WIDTH = 8000.0  # km/s on each side of a quasar's own lines where nothi
 EDGE_PX = 10
 DEFAULT_LSF = 1.1  # px, where a file has no dispersion
 AT_ONCE = 512
+SHOWN = 300  # hits that are listed and drawn
+KEY = tuple(column.name for column in schema.KEY if column.name != "run2d")
 _COLUMNS = "group string, plate int, mjd int, fiberid int, line_snr double, visible boolean, found boolean, " \
            "p_line double, line_wave double, snr double"
 
@@ -95,30 +97,71 @@ def inject(spectra: dict[str, np.ndarray], score: Callable, settings: Config, fi
     })
 
 
-def on_survey(spark: SparkSession, root: str, model: Model, settings: Config) -> tuple[DataFrame, DataFrame]:
-    """(injected, bare): `inject` of every readable spectrum below `root`, `evaluation.injections` times, and bare."""
-    from lensspark import inference, source
+def read_survey(spark: SparkSession, root: str, model: Model, settings: Config, keys: list[tuple] | None = None
+                ) -> DataFrame:
+    """Every readable spectrum below `root` in the model's window, or those of the (plate, mjd, fiberid) `keys`."""
+    from lensspark import source
 
     source.register(spark)
-    (low, high), (first, n_pix) = model.window, model.pixels
+    low, high = model.window
     options = {"layout": settings.read.layout, "window": f"{low!r},{high!r}", "columns": "flux,ivar,and_mask,wdisp"}
+    if keys is not None:
+        options["keys"] = ",".join("-".join(map(str, key)) for key in keys)
     frame = spark.read.format("boss").options(**options).load(root).where("reason IS NULL")
-    frame = frame.select("plate", "mjd", "fiberid", "class", "objtype", "zwarning", "z", "loglam0", "flux", "ivar",
-                         "and_mask", "wdisp")
-    files = model.files
+    return frame.select("plate", "mjd", "fiberid", "class", "subclass", "objtype", "zwarning", "z", "loglam0", "flux",
+                        "ivar", "and_mask", "wdisp")
 
-    def run(bare: bool) -> Callable:
-        def injected(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-            score = inference.scorer(Model(files).verified(), settings)
-            for batch in batches:
-                spectra = stack(batch, n_pix)
-                for k in range(1 if bare else settings.evaluation.injections):
-                    keys = [int(batch[name].sum()) for name in ("plate", "mjd", "fiberid")]
-                    yield inject(spectra, score, settings, first, np.random.default_rng([k, *keys]), bare)
 
-        return injected
+def on_survey(spark: SparkSession, root: str, model: Model, settings: Config, bare: bool = False) -> DataFrame:
+    """`inject` of every readable spectrum below `root`: `evaluation.injections` times, or once as it is if `bare`."""
+    from lensspark import inference
 
-    return frame.mapInPandas(run(False), _COLUMNS), frame.mapInPandas(run(True), _COLUMNS)
+    (first, n_pix), files = model.pixels, model.files
+    times = 1 if bare else settings.evaluation.injections
+
+    def run(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        score = inference.scorer(Model(files).verified(), settings)
+        for batch in batches:
+            spectra = stack(batch, n_pix)
+            seeds = [int(batch[name].sum()) for name in ("plate", "mjd", "fiberid")]
+            for k in range(times):
+                yield inject(spectra, score, settings, first, np.random.default_rng([k, *seeds]), bare)
+
+    return read_survey(spark, root, model, settings).mapInPandas(run, _COLUMNS)
+
+
+def report(spark: SparkSession, root: str, model: Model, settings: Config) -> dict[str, Any]:
+    """`recovery` of lines injected into the survey below `root` and into mock galaxies, and the spectra that are hits
+    as they are: `hits` (at most SHOWN, highest score first), with the number of `searched` spectra of each group."""
+    injected = pd.concat([on_survey(spark, root, model, settings).toPandas(), on_mock(model, settings, 1000, 5)])
+    bare = on_survey(spark, root, model, settings, bare=True).cache()
+    hits = bare.where("found").orderBy("p_line", ascending=False).limit(SHOWN).toPandas()
+    return {"threshold": settings.score.threshold, "recovery": recovery(injected),
+            "searched": {row["group"]: row["count"] for row in bare.groupBy("group").count().collect()},
+            "hits": hits.drop(columns=["line_snr", "visible", "found"]).to_dict("records")}
+
+
+def hit_panels(spark: SparkSession, root: str, model: Model, settings: Config, hits: list[dict[str, Any]]
+               ) -> list[dict[str, Any]]:
+    """What figures.spectra draws of `report`'s hits."""
+    if not hits:
+        return []
+    first, n_pix = model.pixels
+    by_key = {tuple(hit[name] for name in KEY): hit for hit in hits}
+    frame = read_survey(spark, root, model, settings, list(by_key)).toPandas()
+    spectra = stack(frame, n_pix)
+    prepared = prepare(spectra["flux"], spectra["ivar"], spectra["and_mask"], search_redshift(spectra["z"]), model.basis,
+                       model.input, first)
+    panels = []
+    for i, key in enumerate(zip(*(frame[name] for name in KEY), strict=True)):
+        hit = by_key[key]
+        title = (f"{key[0]}-{key[1]}-{key[2]} {hit['group']} {frame['subclass'][i] or ''} z={frame['z'][i]:.3f} "
+                 f"p={hit['p_line']:.3f} S/N={hit['snr']:.1f}")
+        with np.errstate(divide="ignore"):
+            sigma = np.where(prepared.ivar[i] > 0, prepared.ivar[i] ** -0.5, np.nan)
+        panels.append({"title": title, "wave": wavelength(first + np.arange(n_pix)), "flux": spectra["flux"][i],
+                       "sigma": sigma, "model": prepared.model[i], "at": hit["line_wave"]})
+    return sorted(panels, key=lambda panel: panel["title"])
 
 
 def stack(frame: pd.DataFrame, n_pix: int) -> dict[str, np.ndarray]:
@@ -154,6 +197,18 @@ def on_mock(model: Model, settings: Config, n: int, seed: int) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+def summary(result: dict[str, Any]) -> str:
+    """`report`'s figures as text for people."""
+    lines = [f"lines found within {POSITION_PX:g} px at p_line > {result['threshold']:g}, by S/N:"]
+    for group, found in result["recovery"].items():
+        lines.append(f"  {group:8}{found['spectra']:>6,} spectra  " + "  ".join(
+            f"{b['snr'][0]:g}-{b['snr'][1] or ''}: {b['recall']:.3f}+-{b['error']:.3f}" for b in found["recall"]))
+    lines.append(f"hits without an injected line, of {result['searched']}:")
+    lines += [f"  {hit['plate']}-{hit['mjd']}-{hit['fiberid']} {hit['group']}: p_line {hit['p_line']:.4f} at "
+              f"{hit['line_wave']:.1f} A, S/N {hit['snr']:.1f}" for hit in result["hits"]]
+    return "\n".join(lines)
+
+
 def recovery(table: pd.DataFrame) -> dict[str, Any]:
     """Recall of visible injected lines by S/N for each group, with its binomial error."""
     result: dict[str, Any] = {}
@@ -163,6 +218,3 @@ def recovery(table: pd.DataFrame) -> dict[str, Any]:
             b["error"] = round(float(np.sqrt(max(b["recall"] * (1 - b["recall"]), 1e-4) / b["n"])), 4)
         result[str(group)] = {"spectra": len(rows[list(KEY)].drop_duplicates()), "recall": bins}
     return result
-
-
-KEY = tuple(column.name for column in schema.KEY if column.name != "run2d")

@@ -8,6 +8,7 @@ epoch, as Li et al. 2018, Figure 6) and TensorBoard's logs.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from lensspark import metrics, network
+from lensspark import figures, metrics, network
 from lensspark.config import Config
 from lensspark.eigen import Basis
 from lensspark.feed import count_rows, dataset, learnable, part_files, row_groups
@@ -75,7 +76,8 @@ def train(data: str | Path, out: str | Path, settings: Config, basis: Path, name
             "eigenbasis": eigenbasis.provenance}
     model = Model.make(weights, settings, basis.read_bytes(), card)
     model.save(out)
-    _plot(history, out / "curves.png")
+    if importlib.util.find_spec("matplotlib"):
+        figures.training_curves(history, out / "curves.png")
     return model
 
 
@@ -232,25 +234,3 @@ def _summarise(folder: Path, epoch: int, measured: dict[str, Any]) -> None:
               if isinstance(value, float)]
     with Graph().as_default(), FileWriter(str(folder)) as writer:
         writer.add_summary(Summary(value=points), epoch)
-
-
-def _plot(history: list[dict[str, Any]], path: Path) -> None:
-    """Loss and accuracy by epoch; without matplotlib (the extra `plots`) a line in the log says that there is none."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        log.info("no %s: matplotlib is not installed", path.name)
-        return
-    epochs = np.arange(1, len(history) + 1)
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for key, label in (("line_loss", "training"), ("test_loss", "held-out plates")):
-        left.plot(epochs, [entry[key] for entry in history], "o-", ms=3, label=label)
-    left.set(xlabel="epoch", ylabel="loss of p_line", yscale="log")
-    for key, label in (("accuracy", "accuracy"), ("completeness", "completeness")):
-        right.plot(epochs, [entry[key] for entry in history], "o-", ms=3, label=f"{label}, held-out plates")
-    right.set(xlabel="epoch", ylabel="at p_line > 0.5")
-    for axes in (left, right):
-        axes.legend(frameon=False)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.savefig(path, dpi=120)
