@@ -150,8 +150,8 @@ def hit_panels(spark: SparkSession, root: str, model: Model, settings: Config, h
     by_key = {tuple(hit[name] for name in KEY): hit for hit in hits}
     frame = read_survey(spark, root, model, settings, list(by_key)).toPandas()
     spectra = stack(frame, n_pix)
-    prepared = prepare(spectra["flux"], spectra["ivar"], spectra["and_mask"], search_redshift(spectra["z"]), model.basis,
-                       model.input, first)
+    prepared = prepare(spectra["flux"], spectra["ivar"], spectra["and_mask"], search_redshift(spectra["z"]),
+                       model.basis, model.input, first)
     panels = []
     for i, key in enumerate(zip(*(frame[name] for name in KEY), strict=True)):
         hit = by_key[key]

@@ -1,4 +1,4 @@
-"""Detectors side by side: the oracle is a limit, errors are enlarged where they must, rates are what they are set to."""
+"""Detectors side by side: the oracle is a limit, errors are enlarged where needed, rates are what they are set to."""
 
 import numpy as np
 import pandas as pd

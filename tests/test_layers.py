@@ -93,7 +93,7 @@ def test_petastorm_is_imported_in_one_function_at_most():
               for name, line in imports(ast.parse(path.read_text())) if name.partition(".")[0] == "petastorm"]
     assert all(place.startswith("lensspark/feed.py") for place in places), places
     functions = [
-        node.name for node in ast.walk(ast.parse(_text("lensspark/training.py")))
+        node.name for node in ast.walk(ast.parse(_text("lensspark/feed.py")))
         if isinstance(node, ast.FunctionDef) and any(name.startswith("petastorm") for name, _ in imports(node))
     ]
     assert len(functions) == (1 if places else 0), functions
