@@ -8,16 +8,19 @@ line's own width, and knows the noise and everything else in the spectrum; only 
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from lensspark import matched_filter, metrics
-from lensspark.config import Config, Evaluation, Mock
+from lensspark import figures, matched_filter, metrics
+from lensspark.config import Config, Evaluation, Mock, resource
 from lensspark.eigen import Basis
 from lensspark.locate import measure_line
 from lensspark.mock import observe_plate
@@ -149,16 +152,16 @@ def recall_at(lines: pd.DataFrame, free: pd.DataFrame, weights: np.ndarray, rate
     """Per detector its threshold for the false-hit `rate` among `free` and its recall of `lines` by S/N, within
     POSITION_PX, of the lines whose peak falls on a usable pixel."""
     usable = lines[lines["visible"] & lines["scorable"]]
-    figures = {}
+    of = {}
     for name in DETECTORS:
         threshold = metrics.threshold_at(free[name].to_numpy()[weights > 0], rate, weights[weights > 0])
         near = (usable[f"{name}_at"] - usable["line_at"]).abs() <= POSITION_PX
         found = (near & (usable[name] > threshold)).to_numpy()
         bright = (usable["line_snr"] >= 8).to_numpy()
         middle = ((usable["line_snr"] >= 6) & (usable["line_snr"] < 8)).to_numpy()
-        figures[name] = {"threshold": threshold, "recall": metrics.recall_by_snr(found, usable["line_snr"].to_numpy()),
-                         "recall_8": float(found[bright].mean()), "recall_6_8": float(found[middle].mean())}
-    return figures
+        of[name] = {"threshold": threshold, "recall": metrics.recall_by_snr(found, usable["line_snr"].to_numpy()),
+                    "recall_8": float(found[bright].mean()), "recall_6_8": float(found[middle].mean())}
+    return of
 
 
 def side_by_side(spark: SparkSession, model: Model, settings: Config, basis: Basis, n_plates: int, first_plate: int,
@@ -171,9 +174,9 @@ def side_by_side(spark: SparkSession, model: Model, settings: Config, basis: Bas
     """
     evaluation = settings.evaluation
     numbers = list(range(first_plate, first_plate + n_plates + max(n_plates // 3, 1)))
-    plain = on_mock_plates(spark, model, settings, _mock(settings, lya=0.2, line_snr=(4.0, 12.0)), basis,
+    plain = on_mock_plates(spark, model, settings, only(settings, lya=0.2, line_snr=(4.0, 12.0)), basis,
                            numbers[:n_plates], seed)
-    dirty = _mock(settings, lens_line=0.3, airglow=0.25, cosmic=0.25, crosstalk=0.2)
+    dirty = only(settings, lens_line=0.3, airglow=0.25, cosmic=0.25, crosstalk=0.2)
     odd = on_mock_plates(spark, model, settings, dirty, basis, numbers[n_plates:], seed)
     lines, clean = plain[plain["kind"] == "lya"], plain[(plain["kind"] == "clean") & plain["scorable"]]
     mixed = pd.concat([clean, odd[odd["scorable"] & (odd["kind"] != "clean")]], ignore_index=True)
@@ -192,8 +195,22 @@ def side_by_side(spark: SparkSession, model: Model, settings: Config, basis: Bas
     return result
 
 
-def _mock(settings: Config, **changes: Any) -> Mock:
-    """[mock] without anything but clean galaxies, and then `changes`."""
+def on_model(spark: SparkSession, settings: Config, n_plates: int, first_plate: int, seed: int,
+             basis: str | Path | None, out: str | Path) -> str:
+    """`side_by_side` of the configured model, written to `out`/detectors.json and, where matplotlib is installed,
+    .png; returns `summary`. `basis`: file of the mock galaxies' eigenbasis, by default the shipped one."""
+    model, out = Model.named(settings.score.model), Path(out)
+    galaxies = Basis.load(basis or resource("data/eigenbasis.npz"))
+    result = side_by_side(spark, model, settings, galaxies, n_plates, first_plate, seed) | {"model": model.sha256}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "detectors.json").write_text(json.dumps(result, indent=1))
+    if importlib.util.find_spec("matplotlib"):
+        figures.detectors(result, out / "detectors.png")
+    return summary(result)
+
+
+def only(settings: Config, **changes: Any) -> Mock:
+    """[mock] with clean galaxies alone, but for `changes`."""
     return replace(settings.mock, **(dict.fromkeys(KINDS[1:], 0.0) | {"repeat": 0.0} | changes))
 
 

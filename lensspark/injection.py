@@ -6,18 +6,21 @@ is of does not matter: a star's or a quasar's continuum and noise are as good as
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 
-from lensspark import lines, metrics, schema
+from lensspark import figures, lines, metrics, schema
 from lensspark.config import Config
-from lensspark.detectors import POSITION_PX
+from lensspark.detectors import POSITION_PX, only
 from lensspark.locate import measure_line
-from lensspark.mock import profiles
+from lensspark.mock import observe_plate, profiles
 from lensspark.model import Model
 from lensspark.spectrum import pixel, prepare, wavelength
 
@@ -164,6 +167,19 @@ def hit_panels(spark: SparkSession, root: str, model: Model, settings: Config, h
     return sorted(panels, key=lambda panel: panel["title"])
 
 
+def on_model(spark: SparkSession, settings: Config, root: str, out: str | Path) -> str:
+    """`report` of the configured model, written to `out`/injection.json and, where matplotlib is installed,
+    recovery.png and hits.png; returns `summary`."""
+    model, out = Model.named(settings.score.model), Path(out)
+    result = report(spark, root, model, settings) | {"model": model.sha256}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "injection.json").write_text(json.dumps(result, indent=1))
+    if importlib.util.find_spec("matplotlib"):
+        figures.recovery(result["recovery"], out / "recovery.png")
+        figures.spectra(hit_panels(spark, root, model, settings, result["hits"]), out / "hits.png")
+    return summary(result)
+
+
 def stack(frame: pd.DataFrame, n_pix: int) -> dict[str, np.ndarray]:
     """Arrays of a frame of spectra; a spectrum that begins or ends inside the window keeps ivar 0 where it has none."""
     planes = {name: np.stack(frame[name].to_numpy()) for name in ("flux", "ivar", "and_mask", "wdisp")}
@@ -177,18 +193,13 @@ def stack(frame: pd.DataFrame, n_pix: int) -> dict[str, np.ndarray]:
 
 def on_mock(model: Model, settings: Config, n: int, seed: int) -> pd.DataFrame:
     """`inject` of n clean mock galaxies, for comparison, `evaluation.injections` / 20 times each."""
-    from dataclasses import replace
-
     from lensspark import inference
-    from lensspark.mock import observe_plate
-    from lensspark.mock.objects import KINDS
 
     first, n_pix = model.pixels
-    clean = replace(settings.mock, **(dict.fromkeys(KINDS[1:], 0.0) | {"repeat": 0.0}))
     score, parts = inference.scorer(model, settings), []
     for start in range(0, n, AT_ONCE):
         fibres = np.arange(start, min(start + AT_ONCE, n)) % 1000 + 1
-        spectra = observe_plate(seed, 7000 + start // 1000, 58100, fibres, clean, model.basis, first, n_pix)
+        spectra = observe_plate(seed, 7000 + start // 1000, 58100, fibres, only(settings), model.basis, first, n_pix)
         chosen = spectra["z"] > settings.selection.z_min
         spectra = {name: values[chosen] for name, values in spectra.items()}
         spectra["group"] = np.full(chosen.sum(), "mock")

@@ -18,12 +18,12 @@ def settings():
 
 @pytest.fixture(scope="module")
 def plate(basis, settings):
-    lines = detectors._mock(settings, lya=1.0, line_snr=(6.0, 12.0), double_peaked=0.0)
+    lines = detectors.only(settings, lya=1.0, line_snr=(6.0, 12.0), double_peaked=0.0)
     return mock.observe_plate(3, 7100, 58000, np.arange(1, 301), lines, basis, 35798, N_PIX, oracle=True)
 
 
 def test_the_background_is_all_but_noise_and_line(plate, basis, settings):
-    plain = mock.observe_plate(3, 7100, 58000, np.arange(1, 301), detectors._mock(settings), basis, 35798, N_PIX,
+    plain = mock.observe_plate(3, 7100, 58000, np.arange(1, 301), detectors.only(settings), basis, 35798, N_PIX,
                                oracle=True)
     # The flux calibration is off by some per cent, and that of the line's light stays in the background.
     left = np.abs(plate["background"] - plain["background"]).max(axis=1)
