@@ -21,6 +21,7 @@ from lensspark.config import Config
 from lensspark.detectors import POSITION_PX, only
 from lensspark.locate import measure_line
 from lensspark.mock import observe_plate, profiles
+from lensspark.mock.instrument import variance_response
 from lensspark.model import Model
 from lensspark.spectrum import pixel, prepare, wavelength
 
@@ -75,7 +76,7 @@ def inject(spectra: dict[str, np.ndarray], score: Callable, settings: Config, fi
            bare: bool = False) -> pd.DataFrame:
     """One row per spectrum of `spectra` (group, z, KEY, flux, ivar, and_mask, wdisp, loglam0) with one line injected,
     or none if `bare`: what the search makes of it. A line on a quasar's own lines is not visible."""
-    flux, n_pix = spectra["flux"], spectra["flux"].shape[1]
+    flux, ivar, n_pix = spectra["flux"], spectra["ivar"], spectra["flux"].shape[1]
     line = draw_lines(settings, spectra["z"], spectra["group"], first, n_pix, rng)
     at = pixel(line["wave"]) - first
     nearest = np.clip(np.rint(at).astype(int), 0, n_pix - 1)
@@ -85,10 +86,13 @@ def inject(spectra: dict[str, np.ndarray], score: Callable, settings: Config, fi
         lsf = np.where((lsf > 0) & np.isfinite(lsf), lsf, DEFAULT_LSF)
         shape = np.zeros_like(flux, dtype=np.float32)
         profiles.add_lines(shape, rows, line["wave"], np.ones(len(flux)), line["fwhm"], line["alpha"], lsf, first)
-        unit = np.sqrt(np.einsum("np,np,np->n", shape, shape, np.maximum(spectra["ivar"], 0), dtype=np.float64))
+        unit = np.sqrt(np.einsum("np,np,np->n", shape, shape, np.maximum(ivar, 0), dtype=np.float64))
         amount = np.divide(line["snr"], unit, out=np.zeros(len(flux)), where=unit > 0)
-        flux = flux + amount.astype(np.float32)[:, None] * shape
-    prepared, p_line, heat = score(flux, spectra["ivar"], spectra["and_mask"], search_redshift(spectra["z"]))
+        shape *= amount.astype(np.float32)[:, None]
+        flux = flux + shape
+        response = variance_response(wavelength(first + np.arange(n_pix)))
+        ivar = ivar / (1 + response * shape * np.sqrt(np.maximum(ivar, 0)))  # as the pipeline would have reported it
+    prepared, p_line, heat = score(flux, ivar, spectra["and_mask"], search_redshift(spectra["z"]))
     found = measure_line(prepared, heat, spectra["loglam0"], settings.vetting.min_line_snr)
     near = np.abs(pixel(found["line_wave"]) - first - at) <= POSITION_PX
     hit = (p_line > settings.score.threshold) & prepared.scorable

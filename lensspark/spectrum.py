@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.ndimage import uniform_filter1d
 
 from lensspark import matched_filter
 from lensspark.config import Input
@@ -12,7 +13,7 @@ from lensspark.eigen import DLOGLAM, Basis, legendre, weighted_fit
 
 # Significances are divided by the scale and clipped at +-limit: about unit variance, and a bright line stays bright.
 SIGNIFICANCE_SCALE, SIGNIFICANCE_LIMIT = 3.0, 10.0
-UNFITTED = ("flux", "sqrt_ivar")  # channels that need no model of the galaxy
+UNFITTED = ("flux", "sqrt_ivar", "error_level")  # channels that need no model of the galaxy, by the head of their name
 
 
 def window_pixels(window: tuple[float, ...]) -> tuple[int, int]:
@@ -101,9 +102,10 @@ def prepare(flux: np.ndarray, ivar: np.ndarray, and_mask: np.ndarray, z_lens: np
     """Network input and residuals of n spectra on the pixels first ... first + n_pix - 1.
 
     flux [1e-17 erg/s/cm2/A], ivar, and_mask: (n, n_pix); z_lens (n,). `settings.channels` chooses among flux and model
-    (over their mean absolute value), sqrt_ivar (over its mean), residual (significance of flux - model per pixel) and
-    matched_S (matched-filter S/N for a line of width S px). With `channels_only` the galaxy is fitted only where a
-    channel needs it, else model is 0. Raises ValueError if shapes disagree or a channel is unknown.
+    (over their mean absolute value), sqrt_ivar (over its mean), error_level_W (the same, smoothed over W px), residual
+    (significance of flux - model per pixel) and matched_S (matched-filter S/N for a line of width S px). With
+    `channels_only` the galaxy is fitted only where a channel needs it, else model is 0. Raises ValueError if shapes
+    disagree or a channel is unknown.
     """
     flux = np.asarray(flux, dtype=np.float32)
     if not (flux.ndim == 2 and flux.shape == ivar.shape == and_mask.shape and np.shape(z_lens) == flux.shape[:1]):
@@ -112,7 +114,7 @@ def prepare(flux: np.ndarray, ivar: np.ndarray, and_mask: np.ndarray, z_lens: np
     ivar = usable_ivar(np.asarray(ivar, dtype=np.float32), and_mask, np.asarray(z_lens), settings, first)
     good = ivar > 0
     flux = np.where(good & np.isfinite(flux), flux, np.float32(0))
-    fitted = not channels_only or not set(settings.channels) <= set(UNFITTED)
+    fitted = not channels_only or not all(name.startswith(UNFITTED) for name in settings.channels)
     model = fit_galaxy(flux, ivar, z_lens, basis, settings, first) if fitted else np.zeros_like(flux)
     residual = np.where(good, flux - model, np.float32(0))
     channels = np.empty((flux.shape[0], len(settings.channels), flux.shape[1]), dtype=np.float32)
@@ -130,6 +132,8 @@ def _channel(name: str, flux: np.ndarray, residual: np.ndarray, ivar: np.ndarray
     if name == "sqrt_ivar":
         root = np.sqrt(ivar)
         return np.clip(root / _scale(root, ivar > 0), 0, 5)
+    if name.startswith("error_level_"):
+        return _error_level(ivar, int(name.removeprefix("error_level_")))
     if name == "model":
         return np.clip(model / _scale(np.abs(model), ivar > 0), -5, 5)
     if name.startswith("matched_"):
@@ -137,7 +141,18 @@ def _channel(name: str, flux: np.ndarray, residual: np.ndarray, ivar: np.ndarray
             return _significance(matched_filter.snr(residual, ivar, float(name.removeprefix("matched_"))))
         except (ValueError, ZeroDivisionError):
             pass
-    raise ValueError(f"input.channels: {name!r}; expected flux, residual, sqrt_ivar, model or matched_<width in px>")
+    raise ValueError(f"input.channels: {name!r}; expected flux, residual, sqrt_ivar, error_level_<width "
+                     "in px>, model or matched_<width in px>")
+
+
+def _error_level(ivar: np.ndarray, width: int) -> np.ndarray:
+    """sqrt_ivar as its mean over `width` px of usable pixels, 0 on the others: what a pixel's own light and noise do to
+    its reported error (docs/science.md) is left out, lest it be taken for a line."""
+    good = (ivar > 0).astype(np.float32)
+    root = np.sqrt(ivar)
+    share = uniform_filter1d(good, width, axis=1, mode="constant")
+    mean = uniform_filter1d(root, width, axis=1, mode="constant") / np.maximum(share, np.float32(1e-6))
+    return np.clip(good * mean / _scale(root, good > 0), 0, 5)
 
 
 def _significance(values: np.ndarray) -> np.ndarray:

@@ -28,6 +28,10 @@ _SKY_VARIANCE = (1.9, 0.8, 0.28, 0.16, 0.096, 0.053, 0.033, 0.0255, 0.0225, 0.01
 # True scatter over the scatter that ivar promises.
 _TRUE_OVER_REPORTED = (1.16, 1.16, 1.155, 1.15, 1.14, 1.095, 1.05, 1.015, 1.00, 0.985, 0.95, 0.955, 0.96, 0.95, 0.94,
                        0.93, 0.93, 0.93, 0.93, 0.93, 0.94)
+# The pipeline takes a pixel's variance from its own counts, so that light and noise of one sigma raise the reported
+# variance by this share (ln), at three wavelengths; without it a network could tell light from noise by its errors.
+_VARIANCE_PER_SIGMA = ((3900.0, 4150.0, 4650.0), (0.063, 0.052, 0.047))
+VARIANCE_SCATTER = 0.05  # ln, of the reported variance from pixel to pixel beside that
 NOISE_CORRELATION = 0.2  # of neighbouring pixels' noise, from the resampling of the exposures
 _LSF_SIGMA = (1.36, 1.33, 1.28, 1.24, 1.19, 1.13, 1.06, 1.01, 0.97, 0.94, 0.91, 0.96, 0.92, 0.88, 0.85, 0.82, 0.79,
               0.78, 0.80, 0.84, 0.84)  # px
@@ -129,6 +133,11 @@ def correlated(white: np.ndarray) -> np.ndarray:
     """Unit noise with NOISE_CORRELATION between neighbours from white noise (n, n_pix + 1): (n, n_pix)."""
     share = (1 - np.sqrt(1 - 4 * NOISE_CORRELATION**2)) / (2 * NOISE_CORRELATION)  # q / (1 + q^2) = correlation
     return (white[:, :-1] + np.float32(share) * white[:, 1:]) / np.float32(np.sqrt(1 + share**2))
+
+
+def variance_response(wave: np.ndarray) -> np.ndarray:
+    """By how much (ln) light of one sigma raises a pixel's variance, float32, at wavelengths in Angstrom."""
+    return np.interp(wave, *_VARIANCE_PER_SIGMA).astype(np.float32)
 
 
 def _runs(starts: np.ndarray, length: np.ndarray, longest: int) -> np.ndarray:

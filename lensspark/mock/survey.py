@@ -15,7 +15,7 @@ from lensspark.eigen import DLOGLAM, Basis
 from lensspark.mock import instrument, objects, profiles
 from lensspark.mock.instrument import FULL_FIRST, FULL_N
 from lensspark.mock.objects import KINDS, N_FIBRES, Objects
-from lensspark.spectrum import pixel
+from lensspark.spectrum import pixel, wavelength
 
 RUN2D = "v5_7_0"
 _CHUNK = 250  # fibres at a time: 10 eigenspectra of each over the whole range are 47 MB
@@ -94,19 +94,21 @@ def _observe(seed, plate, mjd, fiberids, settings, basis, conditions, first, n_p
         per_flux, per_sky = (getattr(conditions, f"{k}_variance")[pixels].astype(np.float32) for k in ("object", "sky"))
         return scale * (per_flux * np.maximum(flux, 0) + per_sky * sky)
 
-    added = scale * conditions.object_variance[pixels].astype(np.float32)
-    factor = _line_scale(targets, settings, scalars[:, 15], line * measured, variance(light + other), added)
+    response = instrument.variance_response(wavelength(first + np.arange(n_pix)))
+    plain = variance(light)
+    added = response * np.sqrt(plain)  # variance per flux of a line
+    factor = _line_scale(targets, settings, scalars[:, 15], line * measured, plain + added * other, added)
     line *= factor[:, None].astype(np.float32)
     own = np.isin(targets.kind, [KINDS.index("oii")])
     other[own] *= factor[own, None].astype(np.float32)
     light += other + line
-    true_variance = variance(light)
+    true_variance = plain + added * (other + line)
     noise = instrument.correlated(normals[:, pixels.start : pixels.stop + 1])
+    # Reported variances follow the noise, and scatter as variances estimated from a few exposures do.
+    spread = np.float32(np.sqrt(12) * instrument.VARIANCE_SCATTER) * (uniforms[:, pixels] - np.float32(0.5))
+    ivar = np.where(measured, np.exp(spread - response * noise) / true_variance, np.float32(0))
     true_sigma = np.sqrt(true_variance) * conditions.true_over_reported[pixels].astype(np.float32)
     noise *= true_sigma
-    # The reported errors scatter by 4 % about their mean, as variances estimated from a few exposures do.
-    scatter = np.exp(np.float32(0.28) * (uniforms[:, pixels] - np.float32(0.5)))
-    ivar = np.where(measured, scatter / true_variance, np.float32(0))
     flux = light * _calibration(conditions, scalars[:, 16:32], n_pix, pixels)
     flux += scale * _sky_residual(conditions.sky, scalars[:, 20:22], pixels)
     columns = _catalogue(seed, plate, mjd, fiberids, targets, scalars, conditions)
