@@ -1,11 +1,13 @@
 """Training sets and training: splits by plate, the feed loses nothing, a small training learns and resumes."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from scipy.special import expit
 
 pytest.importorskip("petastorm", reason="training needs the extra `train`")
 pytest.importorskip("tensorflow", reason="training needs the extra `train`")
@@ -16,9 +18,10 @@ from lensspark.eigen import Basis  # noqa: E402
 from lensspark.model import Model  # noqa: E402
 from lensspark.spectrum import prepare, wavelength  # noqa: E402
 
-SMALL = ("network.channels=[4,4,8,8]", "network.heat_block=2", "training.epochs=2", "training.batch_size=32",
+SMALL = ("network.channels=[4,4,8,8]", "network.heat_block=2", "training.epochs=3", "training.batch_size=32",
          "training.validation_plates=0.2", "training.test_plates=0.2")
 BASIS = resource("data/eigenbasis.npz")
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -114,32 +117,81 @@ def test_pickled_metadata_is_refused(data, tmp_path):
         feed.part_files(tmp_path / "nowhere")
 
 
-def test_training_resumes_to_the_same_model(data, settings, tmp_path, monkeypatch):
-    whole = training.train(data, tmp_path / "whole", settings, BASIS, "test")
-    assert [epoch["line_loss"] for epoch in whole.card["history"]][1] < whole.card["history"][0]["line_loss"]
-    assert Model.load(tmp_path / "whole").sha256 == whole.sha256
+@pytest.fixture(scope="module")
+def whole(data, settings, tmp_path_factory):
+    """(folder, model) of a training that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "model"
+    return folder, training.train(data, folder, settings, BASIS, "test")
 
+
+def test_a_training_killed_after_any_epoch_resumes_to_the_same_model(data, settings, tmp_path, monkeypatch, whole):
     saved = training._checkpoint
 
     def killed(*arguments):
         saved(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_checkpoint", killed)
-    with pytest.raises(KeyboardInterrupt):
-        training.train(data, tmp_path / "cut", settings, BASIS, "test")
-    monkeypatch.undo()
+    cut = tmp_path / "cut"
+    for resume in (False, True):  # once after the first epoch, once after the second
+        monkeypatch.setattr(training, "_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(data, cut, settings, BASIS, "test", resume)
+        monkeypatch.undo()
     with pytest.raises(ValueError, match="not empty"):
-        training.train(data, tmp_path / "cut", settings, BASIS, "test")
+        training.train(data, cut, settings, BASIS, "test")
     with pytest.raises(ValueError, match="other settings"):
-        other = config.load([], (*SMALL, "loss.kind=focal"))
-        training.train(data, tmp_path / "cut", other, BASIS, "test", resume=True)
-    resumed = training.train(data, tmp_path / "cut", settings, BASIS, "test", resume=True)
-    for name, values in whole.weights.items():
+        training.train(data, cut, config.load([], (*SMALL, "loss.kind=focal")), BASIS, "test", resume=True)
+    resumed = training.train(data, cut, settings, BASIS, "test", resume=True)
+    for name, values in whole[1].weights.items():
         np.testing.assert_allclose(resumed.weights[name], values, rtol=1e-3, atol=1e-4, err_msg=name)
+    for name in ("test_loss", "accuracy", "completeness", "calibration_error"):
+        assert resumed.card["test"][name] == pytest.approx(whole[1].card["test"][name], abs=2e-3), name
     x = np.random.default_rng(0).normal(size=(8, 6, 1192)).astype("f4")
-    scores = [engine.engine_for(model, "openvino")(x)[0] for model in (whole, resumed)]
+    scores = [engine.engine_for(model, "openvino")(x)[0] for model in (whole[1], resumed)]
     np.testing.assert_allclose(*scores, atol=1e-3)
+
+
+def test_a_training_leaves_model_card_curves_and_logs(whole):
+    folder, model = whole
+    history = model.card["history"]
+    assert len(history) == 3 and history[-1]["line_loss"] < history[0]["line_loss"]
+    assert {"accuracy", "completeness", "test_loss", "calibration_error"} <= set(model.card["test"])
+    assert Model.load(folder).sha256 == model.sha256
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((folder / "logs").glob("events.out.tfevents.*"))
+
+
+def test_calibration_is_folded_into_the_last_layer():
+    rng = np.random.default_rng(2)
+    logit = rng.normal(size=50_000)
+    labels = (rng.random(len(logit)) < expit(2 * logit - 1)).astype(float)
+    weights = {"line/kernel": np.ones((3, 1), "f4"), "line/bias": np.ones(1, "f4"), "stem/kernel": np.ones(2, "f4")}
+    folded, found = training._calibrated(weights, {"label": labels, "logit": logit})
+    assert (found["scale"], found["shift"]) == (pytest.approx(2, abs=0.1), pytest.approx(-1, abs=0.1))
+    assert folded["line/bias"].item() == pytest.approx(found["scale"] + found["shift"], rel=1e-5)
+    assert np.allclose(folded["line/kernel"], found["scale"]) and folded["stem/kernel"] is weights["stem/kernel"]
+
+
+def test_precision_is_what_is_asked_for_or_what_the_machine_has():
+    assert training.precision("bf16") == "bf16" and training.precision("auto") in ("f32", "bf16")
+
+
+def test_mixed_precision_trains(data, settings):
+    chosen = config.load([], (*SMALL, "training.precision=bf16"))
+    net = training.compiled(chosen, 240)
+    feed_ = feed.dataset(feed.part_files(data / "train"), chosen, Basis.load(BASIS), net.output["heat"].shape[1], 1)
+    assert np.isfinite(net.fit(feed_, verbose=0).history["loss"][0])
+    assert net.get_layer("stem").compute_dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("name", ["lenet", "alexnet", "plain"])
+def test_the_references_other_networks_can_be_trained(data, name):
+    files = [str(ROOT / "conf" / file) for file in ("paper.toml", f"{name}.toml")]
+    chosen = config.load(files, ["training.batch_size=64"])
+    net = training.compiled(chosen, 240)
+    n_cells = net.output["heat"].shape[1]
+    feed_ = feed.dataset(feed.part_files(data / "validation"), chosen, Basis.load(BASIS), n_cells, 1)
+    assert np.isfinite(net.fit(feed_, verbose=0).history["loss"][0])
 
 
 def test_the_data_describe_themselves(data):
