@@ -82,4 +82,6 @@ def p_multiple(theta_e: np.ndarray, theta_e_err: np.ndarray, fibre_diameter: flo
     drawn = theta_e * np.maximum(1 + half * _DISPERSIONS, 0) ** 2
     rest = fibre_diameter / 2 - drawn
     single = np.where(rest > drawn, (drawn / np.where(rest > drawn, rest, 1)) ** 2, 1.0)
-    return np.where(np.isnan(theta_e[..., 0]), np.nan, (weight * single).sum(axis=-1) / weight.sum(axis=-1))
+    total = weight.sum(axis=-1)
+    known = np.isfinite(theta_e[..., 0]) & (total > 0)
+    return np.divide((weight * single).sum(axis=-1), total, out=np.full(known.shape, np.nan), where=known)

@@ -116,16 +116,21 @@ def _step(shape: Shape, data: Data, theta: np.ndarray, rows: np.ndarray, steps: 
     return np.linalg.solve(normal, right[:, :, None])[:, :, 0]
 
 
-def covariance(shape: Shape, data: Data, found: Fit, steps: np.ndarray, correlation: float) -> np.ndarray:
+def covariance(shape: Shape, data: Data, found: Fit, steps: np.ndarray, correlation: float,
+               limits: np.ndarray | None = None) -> np.ndarray:
     """Covariance (n, 1 + k, 1 + k) of amplitude and theta where neighbouring pixels' noise has `correlation`.
 
-    The estimate is the uncorrelated one's, its error is not: F^-1 (J S J^T) F^-1 with S the noise's correlation.
-    NaN where the data do not constrain a parameter.
+    The estimate is the uncorrelated one's, its error is not: F^-1 (J S J^T) F^-1 with S the noise's correlation. The
+    last theta may be clipped to +-`limits` (n,): the square of that, the most it can scatter by, enters F. NaN where the
+    data do not constrain a parameter.
     """
     jacobian, scale, known = _jacobian(found, *gradients(shape, data, found.theta, np.arange(len(found.theta)), steps))
-    inverse = _inverse(jacobian)
+    prior = np.zeros((jacobian.shape[1],) * 2 + (len(jacobian),)).T
+    if limits is not None:
+        prior[:, -1, -1] = 1 / np.maximum(limits * scale[:, -1], 1e-3) ** 2
+    inverse = _inverse(jacobian, prior)
     shifted = jacobian[:, :, 1:] @ jacobian[:, :, :-1].transpose(0, 2, 1)
-    spread = jacobian @ jacobian.transpose(0, 2, 1) + correlation * (shifted + shifted.transpose(0, 2, 1))
+    spread = jacobian @ jacobian.transpose(0, 2, 1) + prior + correlation * (shifted + shifted.transpose(0, 2, 1))
     out = inverse @ spread @ inverse / (scale[:, :, None] * scale[:, None, :])
     return np.where(known[:, None, None], out, np.nan)
 
@@ -162,8 +167,8 @@ def _jacobian(found: Fit, model: np.ndarray, slopes: np.ndarray) -> tuple[np.nda
     return jacobian / scale[:, :, None], scale, known
 
 
-def _inverse(jacobian: np.ndarray) -> np.ndarray:
-    normal = jacobian @ jacobian.transpose(0, 2, 1)
+def _inverse(jacobian: np.ndarray, prior: np.ndarray | float = 0.0) -> np.ndarray:
+    normal = jacobian @ jacobian.transpose(0, 2, 1) + prior
     k = np.arange(normal.shape[1])
     normal[:, k, k] += 1e-9
     return np.linalg.inv(normal)

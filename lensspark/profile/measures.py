@@ -20,18 +20,19 @@ def measures(cuts: Cutouts, fits: Fits, noise_correlation: float) -> dict[str, n
     Fluxes 1e-17 erg/s/cm2, widths px as observed, wavelengths Angstrom. chi2 differences are rival - skew normal.
     """
     models, theta = Models(cuts), fits.skew.theta
-    spread = covariance(models.skew, fits.data, fits.skew, STEPS[:3], noise_correlation)
+    possible = shapes.seen_skewness(shapes.SKEWNESS_MAX, np.exp(theta[:, 1]), cuts.lsf)
+    spread = covariance(models.skew, fits.data, fits.skew, STEPS[:3], noise_correlation, possible)
     excess = bias(models.skew, fits.data, fits.skew, STEPS[:3], spread)
     width = np.exp(theta[:, 1])
     peak = shapes.mode(theta[:, 0], width, theta[:, 2])
     wave = cuts.wave(peak)
     out = {
         "profile_flux": fits.skew.amplitude - excess[:, 0],
-        "profile_flux_err": np.sqrt(spread[:, 0, 0]),
+        "profile_flux_err": _root(spread[:, 0, 0]),
         "profile_wave": wave,
         "profile_wave_err": np.log(10) * DLOGLAM * wave * _peak_error(theta, spread[:, 1:, 1:]),
-        "profile_width": width * np.exp(-excess[:, 2]),
-        "profile_width_err": width * np.sqrt(spread[:, 2, 2]),
+        "profile_width": width * np.exp(-excess[:, 2] - 0.5 * np.nan_to_num(spread[:, 2, 2]).clip(0, 0.25)),
+        "profile_width_err": width * _root(spread[:, 2, 2]),
         "profile_chi2": fits.skew.chi2,
         "profile_dof": (cuts.ivar > 0).sum(axis=1) - 5.0,
         "dchi2_skew": fits.gauss.chi2 - fits.skew.chi2,
@@ -40,6 +41,11 @@ def measures(cuts: Cutouts, fits: Fits, noise_correlation: float) -> dict[str, n
     }
     out |= _alpha(cuts, fits, noise_correlation)
     return out | _spike(cuts, fits, models, noise_correlation)
+
+
+def _root(variance: np.ndarray) -> np.ndarray:
+    """Error from a variance; NaN where the data leave it undetermined."""
+    return np.sqrt(np.where(variance > 0, variance, np.nan))
 
 
 def _peak_error(theta: np.ndarray, spread: np.ndarray) -> np.ndarray:
@@ -53,7 +59,7 @@ def _peak_error(theta: np.ndarray, spread: np.ndarray) -> np.ndarray:
         moved = theta.copy()
         moved[:, k] += step
         slope[:, k] = (peak(moved) - peak(theta)) / step
-    return np.sqrt(np.einsum("nk,nkl,nl->n", slope, spread, slope))
+    return _root(np.einsum("nk,nkl,nl->n", slope, spread, slope))
 
 
 def _alpha(cuts: Cutouts, fits: Fits, noise_correlation: float) -> dict[str, np.ndarray]:
@@ -93,6 +99,6 @@ def _spike(cuts: Cutouts, fits: Fits, models: Models, noise_correlation: float) 
     ratio = np.where(cuts.lsf_known, np.exp(fits.free.theta[:, 1]) / cuts.lsf, np.nan)
     return {
         "line_width_over_lsf": ratio,
-        "line_width_over_lsf_err": ratio * np.sqrt(spread[:, 2, 2]),
+        "line_width_over_lsf_err": ratio * _root(spread[:, 2, 2]),
         "dchi2_spike": np.where(cuts.lsf_known, fits.gauss.chi2 - fits.spike.chi2, np.nan),
     }
