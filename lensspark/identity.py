@@ -1,8 +1,8 @@
 """What a line is: companions at the redshift of each identity, and a posterior over identities.
 
 Identities are those of lines.IDENTITIES and three that need no other redshift: a line of the lens itself, a line of the
-night sky, a cosmic ray. Companions are measured by a matched filter on the spectrum's residual, as Shu et al. (2016, ApJ
-833, 264) do for [OII], whose veto is S/N >= 2.5 at Hbeta, [OIII] or Halpha.
+night sky, a cosmic ray. Companions are measured by a matched filter on the spectrum's residual, as Shu et al. (2016,
+ApJ 833, 264) do for [OII], whose veto is S/N >= 2.5 at Hbeta, [OIII] or Halpha.
 """
 
 from __future__ import annotations
@@ -176,10 +176,10 @@ def _profile_evidence(cuts: Cutouts, fits: Fits, scale: float) -> np.ndarray:
     log = np.repeat(gauss[:, None], len(NAMES), axis=1)
     skewed = -0.5 * fits.grid_chi2[:, GRID >= 0] / scale
     double = -0.5 * fits.double.chi2 / scale - 2 * _PER_PARAMETER
-    log[:, NAMES.index("lya")] = np.logaddexp(np.log((1 - _DOUBLE_PEAKED) / skewed.shape[1]) + logsumexp(skewed, axis=1),
-                                              np.log(_DOUBLE_PEAKED) + double)
+    single = np.log((1 - _DOUBLE_PEAKED) / skewed.shape[1]) + logsumexp(skewed, axis=1)
+    log[:, NAMES.index("lya")] = np.logaddexp(single, np.log(_DOUBLE_PEAKED) + double)
     log[:, NAMES.index("oii")] = -0.5 * fits.oii.chi2 / scale - _PER_PARAMETER
-    # An unresolved line has one parameter less than a Gaussian of free width, which pays where it is as wide as the LSF.
+    # An unresolved line has a parameter less than a Gaussian of free width: that pays where it is as wide as the LSF.
     resolved = 2 * np.log(np.exp(fits.free.theta[:, 1]) / cuts.lsf) / 0.2
     log[:, NAMES.index("sky")] = gauss + _PER_PARAMETER - 0.5 * np.maximum(resolved, 0) ** 2
     log[:, NAMES.index("cosmic")] = np.where(cuts.lsf_known, -0.5 * fits.spike.chi2 / scale, -np.inf)

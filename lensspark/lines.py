@@ -79,7 +79,7 @@ IDENTITIES = (
 LENS_LINES = (2424.0, 2776.7, 2789.1, 2797.3, 2804.2, 2812.8, *NEV, *OII, NEIII, 3889.6, CAII_K, CAII_H, HDELTA, HGAMMA)
 LENS_EMISSION = (*OII, HBETA, *OIII, *NII, HALPHA, *SII)  # strong enough to pass for a companion
 
-# Night sky, vacuum: Hg I, N2+ aurora, Na, [NI] within 3800-5300 A (Osterbrock & Martel 1992, PASP 104, 76; FACTS above).
+# Night sky, vacuum: Hg I, N2+ aurora, Na, [NI] within 3800-5300 A (Osterbrock & Martel 1992, PASP 104, 76).
 NIGHT_SKY = (3915.5, *SKY_HG, 4166.0, 4279.3, 4424.0, 4661.2, 4710.2, 4985.4, 5200.4)
 # Observed-frame bands that eBOSS masks for the strength of the sky in them (DR16 Lya catalogue, redwards of 5000 A).
 SKY_BANDS = ((5456.8, 5467.3), (5570.5, 5590.0), (5883.3, 5903.3), (6294.8, 6316.8))

@@ -1,4 +1,4 @@
-"""Everything that vetting measures of a hit, from its whole spectrum, so that cuts can be made later from a table alone."""
+"""All that vetting measures of a hit, from its whole spectrum, so that cuts can be made later from a table alone."""
 
 from __future__ import annotations
 

@@ -172,7 +172,8 @@ VETTING = (
     Column("p_oii", "double", "probability that the line is [OII]", ucd="stat.probability"),
     Column("p_other", "double", "probability that the line is anything else", ucd="stat.probability"),
     *(Column(f"p_{name}", "double", f"share of p_other: {text}", ucd="stat.probability") for name, text in (
-        ("ciii", "CIII] 1909"), ("civ", "CIV 1549"), ("mgii", "Mg II 2799"), ("hbeta", "Hbeta"), ("oiii", "[OIII] 5008"),
+        ("ciii", "CIII] 1909"), ("civ", "CIV 1549"), ("mgii", "Mg II 2799"), ("hbeta", "Hbeta"),
+        ("oiii", "[OIII] 5008"),
         ("lens", "line of the lens"), ("sky", "line of the night sky"), ("cosmic", "cosmic ray"))),
     Column("sn_lya", "double", "largest S/N at NV, CIV, HeII, CIII] if the line were Lyman alpha", ucd="stat.snr"),
     Column("sn_oii_veto", "double", "largest S/N at Hbeta, [OIII], Halpha if the line were [OII]", ucd="stat.snr"),
@@ -180,7 +181,7 @@ VETTING = (
     Column("sn_civ", "double", "largest S/N at CIII], Mg II if the line were CIV", ucd="stat.snr"),
     Column("sn_mgii", "double", "largest S/N at [OII], Hbeta, [OIII] if the line were Mg II", ucd="stat.snr"),
     Column("sn_hbeta", "double", "largest S/N at [OIII], Halpha if the line were Hbeta", ucd="stat.snr"),
-    Column("sn_oiii", "double", "largest S/N at Hbeta, [OIII] 4960, Halpha if the line were [OIII] 5008", ucd="stat.snr"),
+    Column("sn_oiii", "double", "largest S/N at Hbeta, [OIII] 4960, Halpha if it were [OIII] 5008", ucd="stat.snr"),
     Column("theta_e", "double", "Einstein radius of a singular isothermal sphere", "arcsec", "pos.angDistance"),
     Column("theta_e_err", "double", "error of theta_e", "arcsec", "stat.error;pos.angDistance"),
     Column("p_multiple", "double", "probability that a source in the fibre is multiply imaged", ucd="stat.probability"),

@@ -34,7 +34,7 @@ def test_known_radii():
 
 
 def test_published_radii(shared_data):
-    """Cao et al. (2020): redshifts, dispersions and radii have two decimals; dispersions on the fit's rails give none."""
+    """Cao et al. (2020): redshifts, dispersions, radii have two decimals; dispersions on the fit's rails give none."""
     table = pd.read_csv(shared_data / "tables" / "cao2020_361_laes.csv")
     z_l, z_s, sigma, published = (table[name].to_numpy(float) for name in (Z_L, Z_S, SIGMA, THETA))
     theta, _ = lensing.einstein_radius(z_l, z_s, sigma, 20.0)

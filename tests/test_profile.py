@@ -28,8 +28,8 @@ def cutouts(values, sigma=0.1, lsf=1.1):
 
 @pytest.fixture(scope="module")
 def population():
-    """600 simulated Lya lines of S/N >= 10, their measures and the seconds of CPU that these took."""
-    alpha, snr = measure_lines.population(600, np.random.default_rng(8))
+    """400 simulated Lya lines of S/N >= 10, their measures and the seconds of CPU that these took."""
+    alpha, snr = measure_lines.population(400, np.random.default_rng(8))
     cuts, truth = measure_lines.simulate(alpha, snr, noise_correlation=0.18, seed=9)
     start = time.process_time()
     found = profile.measures(cuts, profile.fit_lines(cuts), 0.18)
@@ -50,16 +50,15 @@ def test_moments_and_shape_are_scipys(alpha):
 
 @pytest.mark.parametrize("alpha", [0.5, 4, 25])
 def test_the_lsf_leaves_a_skew_normal_of_the_third_moment(alpha):
-    lsf, step = 1.3, 0.01
-    x = np.arange(-30, 30, step)
-    blurred = np.convolve(stats.skewnorm.pdf(x, alpha, 0, 3.0), stats.norm.pdf(x, step / 2, lsf), "same") * step
-    inner = np.concatenate([[0], np.cumsum(blurred) * step])
-    expected = np.diff(np.interp(EDGES, np.append(x, x[-1] + step), inner))
+    lsf, step = 1.3, 0.02
+    shift = np.arange(-8, 8, step)
+    weight = stats.norm.pdf(shift, 0, lsf) * step
+    expected = np.diff(stats.skewnorm.cdf(EDGES[:, None] - shift, alpha, 0, 3.0) @ weight)
     mean, variance = (float(v) for v in stats.skewnorm.stats(alpha, scale=3.0))
     width = np.sqrt(variance + lsf**2)
     seen = shapes.seen_skewness(shapes.skewness_of(np.float64(alpha)), width, lsf)
     got = shapes.skew_normal(EDGES, np.float64(mean), width, seen)
-    np.testing.assert_allclose(got, expected, atol=2e-3 * expected.max())
+    np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 def test_every_profile_finds_its_own_parameters():
@@ -76,7 +75,8 @@ def test_every_profile_finds_its_own_parameters():
     np.testing.assert_allclose(pair, [(-7.0, 0.3), (0.0, 0.7)], atol=0.01)
     for name, i in (("skew", 0), ("oii", 1), ("double", 2)):
         assert getattr(fits, name).amplitude[i] == pytest.approx(30, rel=2e-3)
-        others = [getattr(fits, other).chi2[i] for other in ("skew", "gauss", "oii", "double") if other != name]
+        rivals = {"skew", "gauss", "oii", "double"} - {name} - ({"double"} if name == "oii" else set())  # contains it
+        others = [getattr(fits, rival).chi2[i] for rival in rivals]
         assert getattr(fits, name).chi2[i] < 1 < 100 < min(others)
 
 
@@ -109,21 +109,21 @@ def test_rivals_are_nested(population):
 
 
 def test_pulls_are_unit_normal(population):
-    """Mean within 0.1 and width 0.9-1.1 as docs/science.md has it for 3,000 lines, with three sigma for 600."""
+    """Mean within 0.1 and width 0.9-1.1 as docs/science.md has it for 3,000 lines, with three sigma for 400."""
     found, truth, _ = population
     for name, values in measure_lines.pulls(found, truth).items():
         assert np.isfinite(values).all(), name
-        assert abs(values.mean()) < 0.1 + 3 / np.sqrt(600), name
-        assert 0.9 - 0.09 < np.std(np.clip(values, -5, 5)) < 1.1 + 0.09, name
+        assert abs(values.mean()) < 0.1 + 3 / np.sqrt(400), name
+        assert 0.9 - 0.11 < np.std(np.clip(values, -5, 5)) < 1.1 + 0.11, name
     covered = (found["alpha_low"] <= truth["alpha"]) & (truth["alpha"] <= found["alpha_high"])
     assert 0.66 < covered.mean() < 0.88
 
 
 def test_a_symmetric_line_is_rarely_called_skewed():
-    alpha = np.zeros(400)
-    cuts, _ = measure_lines.simulate(alpha, np.linspace(10, 30, 400), seed=4)
+    alpha = np.zeros(240)
+    cuts, _ = measure_lines.simulate(alpha, np.linspace(10, 30, 240), seed=4)
     p = profile.measures(cuts, profile.fit_lines(cuts), 0.0)["p_skew_positive"]
-    assert np.mean(p > 0.95) < 0.05 + 0.03 and np.mean(p < 0.05) < 0.05 + 0.03
+    assert np.mean(p > 0.95) < 0.05 + 0.04 and np.mean(p < 0.05) < 0.05 + 0.04
     assert np.median(p) == pytest.approx(0.5, abs=0.05)
 
 
@@ -137,7 +137,7 @@ def test_mirrored_lines_have_mirrored_answers():
 
 
 def test_a_thousand_lines_take_less_than_20_seconds_of_cpu(population):
-    assert population[2] / 600 * 1000 < 20
+    assert population[2] / 400 * 1000 < 20
 
 
 def test_masked_pixels_do_not_count():
@@ -158,6 +158,15 @@ def test_masked_pixels_do_not_count():
     for name, values in outcomes[0].items():
         np.testing.assert_array_equal(values, outcomes[1][name], err_msg=name)
     assert outcomes[0]["profile_dof"].tolist() == [32, 35, 35]
+
+
+def test_an_unresolved_line_says_nothing_of_its_shape():
+    line = shapes.gaussian(EDGES, np.full(2, 0.3), np.full(2, 0.5))
+    cuts = cutouts(20 * line)
+    found = profile.measures(cuts, profile.fit_lines(cuts), 0.0)
+    np.testing.assert_allclose(found["p_skew_positive"], 0.5, atol=1e-3)
+    np.testing.assert_allclose(found["alpha_high"], shapes.ALPHA_MAX)
+    np.testing.assert_allclose(found["alpha_low"], -shapes.ALPHA_MAX)
 
 
 def test_a_line_without_enough_pixels_is_left_out():

@@ -10,7 +10,7 @@ from lensspark.profile import shapes
 from lensspark.profile.cutout import Cutouts
 from lensspark.profile.least_squares import Data, Fit, fit
 
-GRID = np.linspace(-shapes.SKEWNESS_MAX, shapes.SKEWNESS_MAX, 21)  # intrinsic skewness of the profile likelihood
+GRID = np.arange(-10, 11) / 10 * shapes.SKEWNESS_MAX  # intrinsic skewness of the profile likelihood; 0 is among it
 MAX_SHIFT, MAX_WIDTH, MIN_WIDTH = 10.0, 12.0, 0.1  # px; of the line from the hit; rms widths
 SPIKE = 0.7  # of the LSF's width: a spike is at most this wide
 # F(3730)/F(3727) between the limits of high and low density: Sanders et al. 2016, ApJ 816, 23, eq. 6.

@@ -1,7 +1,8 @@
 """Error-weighted least squares of amplitude x shape(theta) + constant, for many spectra at once.
 
-Amplitude and constant are solved for exactly at every step (variable projection: Golub & Pereyra 1973, SIAM J. Numer.
-Anal. 10, 413, with Kaufman's approximation of the Jacobian), theta by Levenberg-Marquardt; each row has its own damping.
+Amplitude and constant are solved for exactly at every step (variable projection: Golub & Pereyra 1973, SIAM J.
+Numer. Anal. 10, 413, with Kaufman's approximation of the Jacobian), theta by Levenberg-Marquardt; each row has its own
+damping.
 """
 
 from __future__ import annotations
@@ -96,8 +97,8 @@ def fit(shape: Shape, data: Data, theta: np.ndarray, clip: Clip, steps: np.ndarr
         rows = active[good]
         theta[rows], amplitude[rows], chi2[rows] = trial[good], a[good], value[good]
         damping[active] *= np.where(good, 0.2, 8.0)
-        finished = (good & (fall < CONVERGED)) | (damping[active] > MAX_DAMPING) | (trial == theta[active]).all(1) & ~good
-        active = active[~finished]
+        stuck = (damping[active] > MAX_DAMPING) | ((trial == theta[active]).all(axis=1) & ~good)
+        active = active[~(stuck | (good & (fall < CONVERGED)))]
     return Fit(theta, amplitude, chi2)
 
 
@@ -121,8 +122,8 @@ def covariance(shape: Shape, data: Data, found: Fit, steps: np.ndarray, correlat
     """Covariance (n, 1 + k, 1 + k) of amplitude and theta where neighbouring pixels' noise has `correlation`.
 
     The estimate is the uncorrelated one's, its error is not: F^-1 (J S J^T) F^-1 with S the noise's correlation. The
-    last theta may be clipped to +-`limits` (n,): the square of that, the most it can scatter by, enters F. NaN where the
-    data do not constrain a parameter.
+    last theta may be clipped to +-`limits` (n,): the square of that, the most it can scatter by, enters F. NaN where
+    the data do not constrain a parameter.
     """
     jacobian, scale, known = _jacobian(found, *gradients(shape, data, found.theta, np.arange(len(found.theta)), steps))
     prior = np.zeros((jacobian.shape[1],) * 2 + (len(jacobian),)).T

@@ -11,7 +11,7 @@ from lensspark.profile.cutout import Cutouts
 from lensspark.profile.fits import GRID, STEPS, Fits, Models
 from lensspark.profile.least_squares import bias, covariance
 
-_FINE = np.linspace(GRID[0], GRID[-1], 401)
+_FINE = np.arange(-200, 201) / 200 * GRID[-1]
 
 
 def measures(cuts: Cutouts, fits: Fits, noise_correlation: float) -> dict[str, np.ndarray]:

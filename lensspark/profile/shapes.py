@@ -1,9 +1,10 @@
 """Shapes of an emission line on pixels: unit flux, integrated over each pixel, described by their moments as observed.
 
-The skew normal f = (2/omega) phi(t) Phi(alpha t), t = (x - xi)/omega (Azzalini 1985, Scand. J. Statist. 12, 171) is taken
-here by mean, rms width and moment skewness, its "centred" parameters: xi and alpha are degenerate at alpha = 0, these are
-not (Arellano-Valle & Azzalini 2008, J. Multivariate Anal. 99, 1362). They also make the line-spread function simple: a
-convolution with a Gaussian of width s adds s^2 to the variance, leaves mean and third moment, and is a skew normal again.
+The skew normal f = (2/omega) phi(t) Phi(alpha t), t = (x - xi)/omega (Azzalini 1985, Scand. J. Statist. 12, 171) is
+taken here by mean, rms width and moment skewness, its "centred" parameters: xi and alpha are degenerate at alpha = 0,
+these are not (Arellano-Valle & Azzalini 2008, J. Multivariate Anal. 99, 1362). They also make the line-spread function
+simple: a convolution with a Gaussian of width s adds s^2 to the variance, leaves mean and third moment, and is a skew
+normal again.
 """
 
 from __future__ import annotations
