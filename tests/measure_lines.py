@@ -3,9 +3,9 @@
     python tests/measure_lines.py [--lines 2000] [--plates 8]
 
 First the profile, on simulated Lya lines of S/N >= 10 (median 15; FWHM 300 +- 200 km/s, a third with alpha = 0, the
-rest uniform to 8; LSF of 1.15 px): pulls, coverage of alpha's interval, calibration of p_skew_positive, CPU time. The pull
-of alpha is its distance from the truth over the part of its interval on that side. Then the identity, on whole mock
-spectra with a line of S/N >= 8: what each cut leaves of each kind.
+rest uniform to 8; LSF of 1.15 px): pulls, coverage of alpha's interval, calibration of p_skew_positive, CPU time. The
+pull of alpha is its distance from the truth over the part of its interval on that side. Then the identity, on whole
+mock spectra with a line of S/N >= 8: what each cut leaves of each kind.
 """
 
 import argparse
