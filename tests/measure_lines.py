@@ -146,6 +146,11 @@ def report_identities(plates):
         identity = found["identity"][measured]
         good, open_ = np.mean(identity == right[name]), np.mean(identity == "undecided")
         print(f"{name:20}{rows.sum():>6}{measured.sum():>10}{cells}{good:12.3f} {1 - good - open_:.3f} {open_:.3f}")
+    for name, rows in (("alpha >= 2", truth["line_alpha"] >= 2), ("alpha = 0", truth["line_alpha"] == 0)):
+        rows = rows & groups["lya"] & np.isfinite(found["profile_flux"])
+        sure = np.mean(found["p_skew_positive"][rows] > 0.95)
+        better = np.mean((found["alpha"] > 0)[rows] & (found["dchi2_skew"][rows] > 4))
+        print(f"lya, {name}: p_skew_positive > 0.95 in {sure:.3f}, alpha > 0 and dchi2_skew > 4 in {better:.3f}")
 
 
 if __name__ == "__main__":
