@@ -149,6 +149,12 @@ class Vetting:
     min_line_snr: float = _field(**_between(-1e6, 1e6))
     max_mask_fraction: float = _field(**_between(0, 1))
     max_line_hits: int = _field(**_between(1, 10_000))
+    profile_half_width_px: int = _field(**_between(8, 100))
+    noise_correlation: float = _field(**_between(0, 0.5))
+    identity_priors: tuple[float, ...] = _field(**_between(0, 1), length=10)
+    min_p_identity: float = _field(**_between(0, 1))
+    cosmology: str = _field(**_one_of("WMAP5", "WMAP7", "WMAP9", "Planck13", "Planck15", "Planck18"))
+    fibre_diameter: float = _field(**_between(0.1, 100))
 
 
 @dataclass(frozen=True)
