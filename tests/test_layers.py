@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
     "contracts": {"schema", "config"},
     "pure": {"boss", "eigen", "lensing", "lines", "locate", "matched_filter", "mock", "model", "population",
-             "profile", "spectrum", "svg"},
+             "galaxy_bins", "profile", "spectrum", "svg", "weighted_pca"},
     "network": {"network", "engine", "training"},
     "spark": {"catalogue", "compare", "evaluation", "inference", "pipeline", "report", "selection", "session",
               "simulate", "source", "training_set", "vetting"},
