@@ -2,8 +2,8 @@
 
 minimises chi2 = sum_ij ivar_ij (flux_ij - sum_k coefficient_ik vector_kj)^2. With the vectors fixed every spectrum is a
 small weighted fit, with the coefficients fixed every pixel is one, so that a pixel without weight in one spectrum is
-filled by the others (Srebro & Jaakkola 2003, ICML; Bailey 2012, PASP 124, 1015; Tsalmantza & Hogg 2012, ApJ 753, 122).
-The sums of the second step add up over spectra, wherever those are: `vector_sums` serves a cluster as it does one array.
+filled by the others (Srebro & Jaakkola 2003, ICML; Bailey 2012, PASP 124, 1015; Tsalmantza & Hogg 2012, ApJ 753,
+122). The sums of the second step add up over spectra, wherever those are: `vector_sums` serves a cluster as well.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def intrinsic(coefficients: np.ndarray, precision: np.ndarray, steps: int = 50
     """The distribution behind noisy `coefficients` (n, k) of inverse covariances `precision` (n, k, k).
 
     Returns mean (k,), covariance (k, k), and of each spectrum the posterior mean (n, k) and a root (n, k, k) of the
-    posterior covariance. Maximum likelihood of one Gaussian by expectation maximisation (Bovy, Hogg & Roweis 2011, AnnAS
-    5, 1657); at its fixed point, posterior draws of all spectra together have this mean and covariance.
+    posterior covariance. Maximum likelihood of one Gaussian by expectation maximisation (Bovy, Hogg & Roweis 2011,
+    Ann. Appl. Stat. 5, 1657); at its fixed point, posterior draws of all spectra have this mean and covariance.
     """
     n, k = coefficients.shape
     mean = coefficients.mean(axis=0)

@@ -6,6 +6,8 @@ on which others are made with it, on where, nor on the wavelength range that is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.special import ndtri
 
@@ -82,7 +84,6 @@ def _observe(seed, plate, mjd, fiberids, settings, basis, conditions, first, n_p
     emitted = objects.Lines.join([emitted, leaked])
     centre = np.clip(np.rint(pixel(emitted.wave)).astype(int) - FULL_FIRST, 0, FULL_N - 1)
     sigma = instrument.lsf_of_fibres(conditions, fiberids[emitted.rows], centre)
-    line, other = _render(emitted, np.where(emitted.artefact, 0.01, sigma), first, lsf.shape)
 
     scale = np.exp(instrument.FIBRE_SCALE_SCATTER * ndtri(scalars[:, 8])).astype(np.float32)[:, None]
     sky = scale * conditions.sky[pixels].astype(np.float32)
@@ -93,10 +94,8 @@ def _observe(seed, plate, mjd, fiberids, settings, basis, conditions, first, n_p
         return scale * (per_flux * np.maximum(flux, 0) + per_sky * sky)
 
     added = scale * conditions.object_variance[pixels].astype(np.float32)
-    factor = _line_scale(targets, settings, scalars[:, 15], line * measured, variance(light + other), added)
-    line *= factor[:, None].astype(np.float32)
-    own = np.isin(targets.kind, [KINDS.index("oii")])
-    other[own] *= factor[own, None].astype(np.float32)
+    line, other, factor = shine(targets, emitted, sigma, settings, scalars[:, 15], measured,
+                                lambda other: variance(light + other), added, first)
     light += other + line
     true_variance = variance(light)
     noise = instrument.correlated(normals[:, pixels.start : pixels.stop + 1])
@@ -107,7 +106,7 @@ def _observe(seed, plate, mjd, fiberids, settings, basis, conditions, first, n_p
     flux = light * _calibration(conditions, scalars[:, 16:32], n_pix, pixels)
     flux += scale * _sky_residual(conditions.sky, scalars[:, 20:22], pixels)
     columns = _catalogue(seed, plate, mjd, fiberids, targets, scalars, conditions)
-    columns |= _truth(targets, emitted, line, ivar, factor)
+    columns |= truth_of(targets, emitted, line, ivar, factor)
     own_lines = np.isin(targets.kind, [KINDS.index("lens_line"), KINDS.index("clean")])
     simple[own_lines] += (other + line)[own_lines]
     columns |= {
@@ -117,6 +116,23 @@ def _observe(seed, plate, mjd, fiberids, settings, basis, conditions, first, n_p
     }
     columns["sn_median"] = np.median(columns["flux"] * np.sqrt(ivar), axis=1).astype(np.float64)
     return columns
+
+
+def shine(targets: Objects, emitted: objects.Lines, sigma: np.ndarray, settings: Mock, u: np.ndarray,
+          measured: np.ndarray, variance: Callable[[np.ndarray], np.ndarray], added: np.ndarray, first: int
+          ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Spectra (n, n_pix) of the primary lines and of all others, and the factor (n,) that scaled lines to their S/N.
+
+    sigma (n_lines,): line-spread function at each line, px; u (n,): uniform deviates; measured (n, n_pix): where there
+    is a measurement; variance: gives that of a spectrum (n, n_pix) to which lines are added, and `added` what each unit
+    of the primary lines' own light adds to it.
+    """
+    line, other = _render(emitted, np.where(emitted.artefact, 0.01, sigma), first, measured.shape)
+    factor = _line_scale(targets, settings, u, line * measured, variance(other), added)
+    line *= factor[:, None].astype(np.float32)
+    own = np.isin(targets.kind, [KINDS.index("oii")])
+    other[own] *= factor[own, None].astype(np.float32)
+    return line, other, factor
 
 
 def _render(emitted: objects.Lines, sigma: np.ndarray, first: int, shape: tuple[int, int]
@@ -210,8 +226,8 @@ def _catalogue(seed, plate, mjd, fiberids, targets: Objects, s: np.ndarray, cond
     }
 
 
-def _truth(targets: Objects, emitted: objects.Lines, line: np.ndarray, ivar: np.ndarray, factor: np.ndarray
-           ) -> dict[str, np.ndarray]:
+def truth_of(targets: Objects, emitted: objects.Lines, line: np.ndarray, ivar: np.ndarray, factor: np.ndarray
+             ) -> dict[str, np.ndarray]:
     """TRUTH columns beside KEY; NaN where there is no injected line."""
     n = len(targets.z)
     truth = {name: np.full(n, np.nan) for name in ("line_wave", "line_flux", "line_fwhm", "line_alpha")}
