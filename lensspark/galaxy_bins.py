@@ -2,7 +2,7 @@
 
 The recipe of Li et al. (2018): in bins of dz = 0.0025 the spectra are brought to the bin's frame by whole pixels, their
 first six principal components are found, and an artificial galaxy is a sum of these with coefficients like the measured
-ones. Ours are weighted components (weighted_pca.py), and a coefficient's own error does not widen what is drawn.
+ones. Ours are weighted components (weighted_pca.py), and noise does not widen what is drawn.
 """
 
 from __future__ import annotations
@@ -72,6 +72,16 @@ def reaches(counts: dict[int, int], minimum: int, furthest: int) -> dict[int, in
     return found
 
 
+@dataclass(frozen=True)
+class Half:
+    """Half of a bin's galaxies without outliers: indices rows (n,), their ivar (n, n_pix), 0 at clipped pixels, and
+    the vectors (k, n_pix) found from them."""
+
+    rows: np.ndarray
+    ivar: np.ndarray
+    vectors: np.ndarray
+
+
 def measure(number: int, z: np.ndarray, flux: np.ndarray, ivar: np.ndarray, held_out: np.ndarray, margin: int,
             settings: SurveyTraining) -> dict[str, np.ndarray] | None:
     """What bin `number` holds, from galaxies at z (n,): columns of schema.GALAXIES, arrays flattened.
@@ -79,61 +89,73 @@ def measure(number: int, z: np.ndarray, flux: np.ndarray, ivar: np.ndarray, held
     flux, ivar (n, n_pix + 2 margin): on the window with `margin` more pixels on each side, ivar 0 where unusable.
     held_out (n,): galaxies that only test the vectors. Vectors cover the window and half_bin_pixels on each side, NaN
     where too few spectra reach. None if too few galaxies are left to find the vectors.
+
+    Every second galaxy makes one set of vectors, the others the second, and each galaxy is described by the set that it
+    has no share in: where noise leads a vector, it does so in the other half alone, and the coefficients' own spread
+    (weighted_pca.intrinsic) comes out as nothing.
     """
     k, width, edge = settings.eigenvectors, settings.z_bin, half_bin_pixels(settings.z_bin)
-    z_bin = (number + 0.5) * width
-    start, n_pix = margin - edge - shift_pixels(z, z_bin), flux.shape[1] - 2 * (margin - edge)
+    start = margin - edge - shift_pixels(z, (number + 0.5) * width)
+    n_pix = flux.shape[1] - 2 * (margin - edge)
     flux, ivar = (cut(plane, start, n_pix).astype(np.float64) for plane in (flux, ivar))
     scale = mean_flux(flux, ivar)
     sound = np.nan_to_num(scale) > 0
-    own = np.flatnonzero(sound & ~held_out)
-    seen = (ivar[own] > 0).sum(axis=0) >= COVERED * k
-    if len(own) < COVERED * k or not seen.any():
+    own, others = np.flatnonzero(sound & ~held_out), np.flatnonzero(sound & held_out)
+    seen = (ivar[own] > 0).sum(axis=0) >= 2 * COVERED * k
+    if len(own) < 2 * COVERED * k or not seen.any():
         return None
     flux, ivar = flux[:, seen] / scale[:, None], ivar[:, seen] * scale[:, None] ** 2
-    rows, found = _robust(flux[own], ivar[own], settings)
-    if len(rows) < COVERED * k:
+    halves = [_half(own[i::2], flux, ivar, settings) for i in range(2)]
+    if min(len(half.rows) for half in halves) < COVERED * k:
         return None
-    mean, covariance, centre, spread = weighted_pca.intrinsic(found.coefficients, found.precision)
-    vectors = np.full((k, n_pix), np.nan)
-    vectors[:, seen] = found.vectors
-    others = np.flatnonzero(sound & held_out)
+    rows = np.concatenate([half.rows for half in halves])
+    fits = [weighted_pca.fit(halves[1 - i].vectors, flux[halves[i].rows], halves[i].ivar) for i in range(2)]
+    mean, covariance, centre, spread = zip(*(weighted_pca.intrinsic(f.coefficients, f.precision) for f in fits),
+                                           strict=True)
+    vectors = np.full((2, k, n_pix), np.nan)
+    for i in range(2):
+        vectors[i][:, seen] = halves[1 - i].vectors
+    tests = [weighted_pca.fit(half.vectors, flux[others], ivar[others]) for half in halves]
     numbers = {"z_bin": number, "z_low": number * width, "z_high": (number + 1) * width, "n_used": len(rows),
-               "flux": np.median(scale[own[rows]]), "chi2": _typical_chi2(found, (ivar[own[rows]] > 0).sum(axis=1)),
-               "n_held_out": len(others), "chi2_held_out": _typical_chi2(
-                   weighted_pca.fit(found.vectors, flux[others], ivar[others]), (ivar[others] > 0).sum(axis=1))}
-    arrays = {"vectors": vectors, "mean": mean, "covariance": covariance, "coefficients": centre, "spreads": spread,
-              "fluxes": scale[own[rows]]}
+               "flux": np.median(scale[rows]), "n_held_out": len(others),
+               "chi2": _typical_chi2(fits, [half.ivar for half in halves]),
+               "chi2_held_out": _typical_chi2(tests, [ivar[others]] * 2)}
+    arrays = {"vectors": vectors, "mean": np.stack(mean), "covariance": np.stack(covariance), "fluxes": scale[rows],
+              "coefficients": np.concatenate(centre), "spreads": np.concatenate(spread),
+              "halves": np.repeat([0.0, 1.0], [len(half.rows) for half in halves])}
     return numbers | {name: values.astype(np.float32).ravel() for name, values in arrays.items()}
 
 
-def _robust(flux: np.ndarray, ivar: np.ndarray, settings: SurveyTraining) -> tuple[np.ndarray, weighted_pca.Components]:
-    """(rows, components): found twice, the second time without outlying pixels and without spectra of another kind."""
+def _half(rows: np.ndarray, flux: np.ndarray, ivar: np.ndarray, settings: SurveyTraining) -> Half:
+    """Vectors found twice, the second time without outlying pixels and without spectra of another kind."""
     k, smooth = settings.eigenvectors, settings.smooth_px
+    flux, ivar = flux[rows], ivar[rows]
     first = weighted_pca.weighted_pca(flux, ivar, k, smooth)
     pull = np.abs(flux - first.coefficients @ first.vectors) * np.sqrt(ivar)
     ivar = np.where(pull > settings.clip_sigma, 0.0, ivar)
     clipped = weighted_pca.fit(first.vectors, flux, ivar)
     reduced = clipped.chi2 / np.maximum((ivar > 0).sum(axis=1) - k, 1)
-    rows = np.flatnonzero(reduced < settings.max_chi2 * np.median(reduced))
-    if len(rows) < COVERED * k:
-        return rows, clipped
-    return rows, weighted_pca.weighted_pca(flux[rows], ivar[rows], k, smooth, vectors=first.vectors)
+    kept = reduced < settings.max_chi2 * np.median(reduced)
+    if kept.sum() < COVERED * k:
+        return Half(rows[kept], ivar[kept], first.vectors)
+    found = weighted_pca.weighted_pca(flux[kept], ivar[kept], k, smooth, vectors=first.vectors)
+    return Half(rows[kept], ivar[kept], found.vectors)
 
 
-def _typical_chi2(found: weighted_pca.Components, pixels: np.ndarray) -> float:
+def _typical_chi2(fits: list[weighted_pca.Components], ivars: list[np.ndarray]) -> float:
     """Median over spectra of chi2 per degree of freedom; NaN without any."""
-    if not len(pixels):
-        return np.nan
-    return float(np.median(found.chi2 / np.maximum(pixels - found.coefficients.shape[1], 1)))
+    reduced = np.concatenate([fit.chi2 / np.maximum((ivar > 0).sum(axis=1) - len(fit.vectors), 1)
+                              for fit, ivar in zip(fits, ivars, strict=True)])
+    return float(np.median(reduced)) if len(reduced) else np.nan
 
 
 @dataclass(frozen=True)
 class Bins:
     """All bins of a survey, ready to draw from; members of bin i are offsets[i] ... offsets[i + 1] - 1 of the lists.
 
-    vectors (n_bins, k, n_pix + 2 edge), coefficients (n, k), spreads (n, k, k), fluxes (n,), mean (n_bins, k), roots
-    (n_bins, k, k) of the covariances, share (n_bins,) of the survey's galaxies.
+    Of each bin's two sets (see `measure`) vectors (n_bins, 2, k, n_pix + 2 edge), mean (n_bins, 2, k) and roots
+    (n_bins, 2, k, k) of the covariances; of each member its set (n,), coefficients (n, k), spreads (n, k, k) and fluxes
+    (n,); share (n_bins,) of the survey's galaxies.
     """
 
     z_low: np.ndarray
@@ -143,6 +165,7 @@ class Bins:
     mean: np.ndarray
     roots: np.ndarray
     offsets: np.ndarray
+    halves: np.ndarray
     coefficients: np.ndarray
     spreads: np.ndarray
     fluxes: np.ndarray
@@ -157,19 +180,20 @@ class Bins:
         def arrays(name: str, *shape: int) -> list[np.ndarray]:
             return [np.asarray(row[name], np.float32).reshape(*shape) for row in rows]
 
-        covariance = np.stack(arrays("covariance", k, k)).astype(np.float64)
+        covariance = np.stack(arrays("covariance", 2, k, k)).astype(np.float64)
         value, axes = np.linalg.eigh(covariance)
         own = np.array([row["n_own"] for row in rows], float)
         fluxes = arrays("fluxes", -1)
         return cls(np.array([row["z_low"] for row in rows]), np.array([row["z_high"] for row in rows]),
-                   own / own.sum(), np.stack(arrays("vectors", k, -1)), np.stack(arrays("mean", k)),
-                   (axes * np.sqrt(np.maximum(value, 0))[:, None, :]).astype(np.float32),
-                   np.cumsum([0, *map(len, fluxes)]), np.concatenate(arrays("coefficients", -1, k)),
-                   np.concatenate(arrays("spreads", -1, k, k)), np.concatenate(fluxes))
+                   own / own.sum(), np.stack(arrays("vectors", 2, k, -1)), np.stack(arrays("mean", 2, k)),
+                   (axes * np.sqrt(np.maximum(value, 0))[..., None, :]).astype(np.float32),
+                   np.cumsum([0, *map(len, fluxes)]), np.concatenate(arrays("halves", -1)).astype(int),
+                   np.concatenate(arrays("coefficients", -1, k)), np.concatenate(arrays("spreads", -1, k, k)),
+                   np.concatenate(fluxes))
 
     @property
     def k(self) -> int:
-        return self.vectors.shape[1]
+        return self.vectors.shape[2]
 
     def draw(self, u: np.ndarray, normals: np.ndarray, n_pix: int, bootstrap: bool = True
              ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -183,12 +207,13 @@ class Bins:
         z = self.z_low[chosen] + (self.z_high - self.z_low)[chosen] * u[:, 1]
         first, count = self.offsets[chosen], np.diff(self.offsets)[chosen]
         member = first + np.minimum((count * u[:, 2]).astype(int), count - 1)
+        half = self.halves[member]
         centre, root = ((self.coefficients[member], self.spreads[member]) if bootstrap else
-                        (self.mean[chosen], self.roots[chosen]))
+                        (self.mean[chosen, half], self.roots[chosen, half]))
         coefficients = centre + (root @ normals[:, :, None].astype(np.float32))[:, :, 0]
-        edge = (self.vectors.shape[2] - n_pix) // 2
+        edge = (self.vectors.shape[3] - n_pix) // 2
         shift = shift_pixels(0.5 * (self.z_low + self.z_high)[chosen], z)
-        windows = sliding_window_view(self.vectors, n_pix, axis=2)
-        vectors = windows[chosen, :, edge - shift]
+        windows = sliding_window_view(self.vectors, n_pix, axis=3)
+        vectors = windows[chosen, half, :, edge - shift]
         light = (coefficients[:, None, :] @ vectors)[:, 0] * self.fluxes[member][:, None]
         return z, self.fluxes[member], light

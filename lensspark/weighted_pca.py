@@ -92,7 +92,9 @@ def start(flux: np.ndarray, ivar: np.ndarray, k: int) -> np.ndarray:
     mean = np.divide((ivar * flux).sum(axis=0), total, out=np.zeros_like(total), where=total > 0)
     root = np.sqrt(total / len(flux))
     scaled = np.where(ivar > 0, flux, mean) * root
-    vectors = np.linalg.svd(scaled, full_matrices=False)[2][:k]
+    _, left = np.linalg.eigh(scaled @ scaled.T)
+    vectors = left[:, ::-1][:, :k].T @ scaled
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.divide(vectors, root, out=np.zeros_like(vectors), where=root > 0)
 
 

@@ -39,13 +39,15 @@ def observe_plate(
     plate's own 4600-4660); planes are (n, n_pix) float32 or int32, the rest (n,). Truth that does not exist is NaN.
     line_flux sums a double line's peaks; line_fwhm and line_alpha are the brighter peak's; sn_median, line_peak and
     line_snr are those of the pixels asked for, and a line drawn by its S/N has it there. Raises ValueError for fibres
-    or pixels out of range, or kinds that add up to more than 1.
+    or pixels out of range, kinds that add up to more than 1, or a basis without a sample of galaxies.
     """
     fiberids = np.asarray(fiberids, dtype=np.int64)
     if fiberids.size and not (fiberids.min() >= 1 and fiberids.max() <= N_FIBRES):
         raise ValueError(f"fiberids {fiberids.min()} ... {fiberids.max()}: expected 1 to {N_FIBRES}")
     if (total := sum(getattr(settings, name) for name in KINDS[1:])) > 1 + 1e-9:
         raise ValueError(f"mock: the fractions of the kinds add up to {total:.3f}; expected at most 1")
+    if not len(basis.coefficients):
+        raise ValueError("basis: holds eigenspectra only; expected one with a sample of galaxies to draw from")
     conditions = instrument.observe_conditions(seed, plate, mjd)
     first = conditions.first_pixel if first_pixel is None else first_pixel
     n_pix = conditions.n_pix if n_pix is None else n_pix
