@@ -36,7 +36,7 @@ def main(argv=None):
 
 
 def work(args, config):
-    from lensspark.training_set import from_survey, from_templates
+    from lensspark.training_set import exit_code, from_survey, from_templates
 
     if args.plates < 1 or not 1 <= args.fibres <= 1000:
         raise ValueError(f"--plates {args.plates} --fibres {args.fibres}: expected at least 1, and 1 to 1000")
@@ -47,6 +47,7 @@ def work(args, config):
         plates = list(range(args.first_plate, args.first_plate + args.plates))
         counts = from_templates(spark, args.out, config, plates, args.fibres, args.basis)
     print(f"{args.out}: " + ", ".join(f"{counts[name]:,} {name}" for name in sorted(counts)))
+    return exit_code(args.out, config)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ class Basis:
 
     @classmethod
     def _from_fits(cls, content: bytes, name: str) -> Basis:
-        """spEigenGal: a primary image (k, n_pix), rest-frame log10 wavelength of pixel i = COEFF0 + i COEFF1, vacuum."""
+        """spEigenGal: a primary image (k, n_pix), log10 rest-frame wavelength COEFF0 + i COEFF1 of pixel i, vacuum."""
         from astropy.io import fits
 
         with fits.open(io.BytesIO(content)) as file:

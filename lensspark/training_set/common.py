@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,14 @@ from lensspark import schema
 from lensspark.boss import Spectra
 from lensspark.config import Config
 from lensspark.galaxy_bins import half_bin_pixels
+from lensspark.session import EXIT_DONE, EXIT_QUARANTINE
 from lensspark.source import to_arrow
 from lensspark.spectrum import pixel, wavelength, window_pixels
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
+
+log = logging.getLogger(__name__)
 
 KEY = [column.name for column in schema.KEY]
 SPLITS = ("train", "validation", "test")
@@ -77,6 +81,17 @@ def write_split(spectra: DataFrame, out: Path, split: str) -> None:
 def write_facts(out: Path, facts: dict[str, Any]) -> None:
     """Write DATA/data.json, the last file: a folder without it is unfinished."""
     (out / "data.json").write_text(json.dumps(facts, indent=1))
+
+
+def exit_code(out: str | Path, config: Config) -> int:
+    """How the job that made `out` ends: EXIT_QUARANTINE if too much of its input could not be read."""
+    facts = json.loads((Path(out) / "data.json").read_text())
+    share = facts.get("n_quarantined", 0) / max(facts.get("n_input", 0), 1)
+    if share <= config.limits.max_quarantine_fraction:
+        return EXIT_DONE
+    log.warning("%.2f %% of the input could not be read, above limits.max_quarantine_fraction = %g %%", 100 * share,
+                100 * config.limits.max_quarantine_fraction)
+    return EXIT_QUARANTINE
 
 
 def labelled(mock: dict[str, np.ndarray], first: int) -> pa.RecordBatch:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,10 +56,10 @@ def from_survey(spark: SparkSession, spectra: str, out: str | Path, config: Conf
         read = keep_backdrops(read_survey(spark, spectra, config, frame), out / "backdrops", config, frame)
     log.info("read %d spectra, %d of them unreadable", read["n_input"], read["n_quarantined"])
     backdrops = spark.read.schema(schema.BACKDROPS.struct_type()).parquet(str(out / "backdrops"))
-    splits = usable_plates(backdrops, spectra, config)
-    with progress(spark, "galaxies"):
+    with _nothing_left_of(out), progress(spark, "galaxies"):
+        splits = usable_plates(backdrops, spectra, config)
         rows, left_out = measure_galaxies(backdrops, splits, out / "galaxies", config, frame)
-    bins = Bins.of(rows, settings.eigenvectors)
+        bins = Bins.of(rows, settings.eigenvectors)
     _tell(rows, left_out)
     provenance = f"galaxies of {spectra}, sample {config.selection.sample}"
     if make_basis:
@@ -73,6 +75,16 @@ def from_survey(spark: SparkSession, spectra: str, out: str | Path, config: Conf
         "plates": {split: plates_of(splits, split) for split in SPLITS}, "bins": summary(rows, left_out),
     })
     return counts
+
+
+@contextmanager
+def _nothing_left_of(out: Path) -> Iterator[None]:
+    """A refusal within the block leaves no folder behind, since what was asked for cannot be made of this survey."""
+    try:
+        yield
+    except ValueError:
+        shutil.rmtree(out)
+        raise
 
 
 def _tell(rows: list[dict], left_out: dict[int, int]) -> None:
