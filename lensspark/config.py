@@ -168,6 +168,27 @@ class Report:
 
 
 @dataclass(frozen=True)
+class SurveyTraining:
+    spectra: int = _field(**_between(1, 100_000_000))
+    z_bin: float = _field(**_between(1e-4, 0.1))
+    eigenvectors: int = _field(**_between(1, 50))
+    min_galaxies: int = _field(**_between(2, 100_000))
+    max_galaxies: int = _field(**_between(2, 10_000))
+    max_borrowed_bins: int = _field(**_between(0, 100))
+    smooth_px: float = _field(**_between(0, 10))
+    clip_sigma: float = _field(**_between(1, 1000))
+    max_chi2: float = _field(**_between(1, 1000))
+    coefficients: str = _field(**_one_of("bootstrap", "gaussian"))
+    noise: str = _field(**_one_of("sky", "paper"))
+    convolve_lines: bool = _field()
+    sky_per_plate: int = _field(**_between(1, 1000))
+    galaxies_per_plate: int = _field(**_between(1, 1000))
+    basis_vectors: int = _field(**_between(1, 50))
+    basis_galaxies: int = _field(**_between(2, 10_000_000))
+    basis_iterations: int = _field(**_between(1, 1000))
+
+
+@dataclass(frozen=True)
 class Mock:
     lya: float = _field(**_between(0, 1))
     oii: float = _field(**_between(0, 1))
@@ -216,6 +237,7 @@ class Config:
     limits: Limits
     report: Report
     evaluation: Evaluation
+    survey_training: SurveyTraining
     mock: Mock
     mock_training: Mock
 

@@ -34,18 +34,38 @@ class Basis:
 
     @classmethod
     def load(cls, source: str | Path | bytes) -> Basis:
-        """From the .npz file (or its bytes) that `save` wrote. Raises ValueError if it is not one."""
-        stream = io.BytesIO(source) if isinstance(source, bytes) else source
+        """From a file or its bytes: an .npz that `save` wrote, or a spEigenGal FITS file. Else raises ValueError.
+
+        A spEigenGal file has vectors only: `coefficients` is then empty, and no galaxies can be drawn from the basis.
+        """
+        name = "the given bytes" if isinstance(source, bytes) else source
         try:
-            with np.load(stream, allow_pickle=False) as file:
+            content = source if isinstance(source, bytes) else Path(source).read_bytes()
+            if content.startswith(b"SIMPLE  ="):
+                return cls._from_fits(content, Path(name).name)
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:
                 basis = cls(int(file["first_pixel"]), file["vectors"], file["coefficients"], str(file["provenance"]))
         except (KeyError, ValueError, OSError, EOFError) as error:
-            name = "the given bytes" if isinstance(source, bytes) else source
             raise ValueError(f"{name}: not a basis of eigenspectra: {error}") from error
         if basis.vectors.ndim != 2 or basis.coefficients.shape[1:] != basis.vectors.shape[:1]:
             shapes = f"{basis.vectors.shape} and {basis.coefficients.shape}"
             raise ValueError(f"basis: vectors and coefficients have shapes {shapes}; expected (K, n) and (M, K)")
         return basis
+
+    @classmethod
+    def _from_fits(cls, content: bytes, name: str) -> Basis:
+        """spEigenGal: a primary image (k, n_pix), log10 rest-frame wavelength COEFF0 + i COEFF1 of pixel i, vacuum."""
+        from astropy.io import fits
+
+        with fits.open(io.BytesIO(content)) as file:
+            header, image = file[0].header, file[0].data
+        if image is None or image.ndim != 2 or not np.isfinite(image).all():
+            raise ValueError("expected a finite image (k, n_pix) in the primary HDU")
+        if abs(header["COEFF1"] - DLOGLAM) > 1e-9:
+            raise ValueError(f"COEFF1 = {header['COEFF1']}, expected {DLOGLAM}")
+        rms = np.sqrt(np.mean(np.square(image, dtype=np.float64), axis=1, keepdims=True))
+        vectors = (image / np.where(rms > 0, rms, 1.0)).astype(np.float32)
+        return cls(round(header["COEFF0"] / DLOGLAM), vectors, np.zeros((0, len(vectors)), np.float32), name)
 
     def save(self, path: str | Path) -> None:
         np.savez_compressed(

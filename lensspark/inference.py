@@ -17,7 +17,7 @@ from lensspark import engine, schema
 from lensspark.config import Config
 from lensspark.locate import measure_line
 from lensspark.model import Model
-from lensspark.session import is_remote
+from lensspark.session import share
 from lensspark.spectrum import Prepared, prepare
 
 INPUT = ("flux", "ivar", "and_mask", "z_lens", "loglam0")
@@ -77,8 +77,7 @@ def score(df: DataFrame, model: Model, config: Config) -> DataFrame:
 
 
 def _measure(spark: Any, model: Model, config: Config) -> Callable:
-    # Spark Connect has no broadcast of its own; the function's closure, shipped once per task, does it there.
-    shared = _Closure(model.files) if is_remote(spark) else spark.sparkContext.broadcast(model.files)
+    shared = share(spark, model.files)
     sha256, (_, n_pix) = model.sha256, model.pixels
 
     @F.pandas_udf(_OUTPUT.ddl)
@@ -99,13 +98,6 @@ def _measure(spark: Any, model: Model, config: Config) -> Callable:
             yield pd.DataFrame({**out, "scorable": scorable}).astype({"n_line_hits": "Int32", "scorable": "boolean"})
 
     return measure
-
-
-class _Closure:
-    """What a broadcast looks like, for a value that travels with the function."""
-
-    def __init__(self, value: Any):
-        self.value = value
 
 
 def _stack(column: pd.Series, rows: np.ndarray, n_pix: int) -> np.ndarray:

@@ -253,3 +253,39 @@ TRAINING = Table(
     )
     + tuple(column for column in PIXELS if column.name in ("flux", "ivar", "and_mask")),
 )
+
+# Fibres of a survey that artificial spectra are made of (training_set/survey.py): galaxies and blank sky, on the window
+# and a margin on both sides.
+BACKDROPS = Table(
+    "backdrops",
+    KEY
+    + (
+        Column("is_sky", "boolean", "fibre on blank sky; else a galaxy of the sample"),
+        Column("z", "double", "redshift of the galaxy; null for sky", ucd="src.redshift"),
+    )
+    + tuple(column for column in PIXELS if column.name in ("flux", "ivar", "and_mask", "wdisp")),
+)
+
+# What a survey's galaxies are like in each bin of redshift (galaxy_bins.py); arrays are flattened, last index fastest.
+GALAXIES = Table(
+    "galaxies",
+    (
+        Column("z_bin", "int", "number of the bin, z_low over the bins' width"),
+        Column("z_low", "double", "lower edge of the bin", ucd="src.redshift;stat.min"),
+        Column("z_high", "double", "upper edge of the bin", ucd="src.redshift;stat.max"),
+        Column("n_own", "int", "galaxies of the training plates in the bin", ucd="meta.number"),
+        Column("reach", "int", "bins on each side that galaxies were borrowed from", ucd="meta.number"),
+        Column("n_used", "int", "galaxies that the vectors come from, outliers removed", ucd="meta.number"),
+        Column("flux", "double", "median over the galaxies of their mean flux density", FLUX_UNIT, "phot.flux.density"),
+        Column("chi2", "double", "median chi2 per degree of freedom, by the other half's vectors", ucd="stat.fit.chi2"),
+        Column("n_held_out", "int", "galaxies of the validation plates in the bin", ucd="meta.number"),
+        Column("chi2_held_out", "double", "the same of those, fitted with the vectors", ucd="stat.fit.chi2"),
+        Column("vectors", "array<float>", "two sets of eigenvectors (2, k, n_pix) in units of a galaxy's mean flux"),
+        Column("mean", "array<float>", "mean (2, k) of the coefficients of each set"),
+        Column("covariance", "array<float>", "covariance (2, k, k) of the coefficients, their errors taken out"),
+        Column("halves", "array<float>", "which set (n_used) describes each galaxy: that of the other half's galaxies"),
+        Column("coefficients", "array<float>", "coefficients (n_used, k) of each galaxy, shrunk by their errors"),
+        Column("spreads", "array<float>", "root (n_used, k, k) of the covariance that is left of each"),
+        Column("fluxes", "array<float>", "mean flux density (n_used) of each galaxy", FLUX_UNIT),
+    ),
+)

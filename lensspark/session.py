@@ -135,6 +135,21 @@ def is_remote(spark: SparkSession) -> bool:
     return "connect" in type(spark).__module__
 
 
+class _Closure:
+    """What a broadcast looks like, for a value that travels with the function."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+
+def share(spark: SparkSession, value: Any) -> Any:
+    """Something with `value` that a function on the workers may use: a broadcast, sent once to each machine.
+
+    Spark Connect has no broadcast of its own; the function's closure, shipped once per task, does it there.
+    """
+    return _Closure(value) if is_remote(spark) else spark.sparkContext.broadcast(value)
+
+
 @contextmanager
 def progress(spark: SparkSession, label: str, every: float = 10.0) -> Iterator[None]:
     """Tells how many tasks of the running Spark stages are done, every so many seconds, until the block ends.

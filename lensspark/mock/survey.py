@@ -38,13 +38,16 @@ def observe_plate(
     line_flux sums a double line's peaks; line_fwhm and line_alpha are the brighter peak's; sn_median, line_peak and
     line_snr are those of the pixels asked for, and a line drawn by its S/N has it there. `oracle` adds what nobody can
     know, (n, n_pix) each: `background`, the flux without noise and line, and `true_sigma` of the noise. Raises
-    ValueError for fibres or pixels out of range, or kinds that add up to more than 1.
+    ValueError for fibres or pixels out of range, kinds that add up to more than 1, or a basis without a sample of
+    galaxies.
     """
     fiberids = np.asarray(fiberids, dtype=np.int64)
     if fiberids.size and not (fiberids.min() >= 1 and fiberids.max() <= N_FIBRES):
         raise ValueError(f"fiberids {fiberids.min()} ... {fiberids.max()}: expected 1 to {N_FIBRES}")
     if (total := sum(getattr(settings, name) for name in KINDS[1:])) > 1 + 1e-9:
         raise ValueError(f"mock: the fractions of the kinds add up to {total:.3f}; expected at most 1")
+    if not len(basis.coefficients):
+        raise ValueError("basis: holds eigenspectra only; expected one with a sample of galaxies to draw from")
     conditions = instrument.observe_conditions(seed, plate, mjd)
     first = conditions.first_pixel if first_pixel is None else first_pixel
     n_pix = conditions.n_pix if n_pix is None else n_pix
@@ -84,7 +87,6 @@ def _observe(seed, plate, mjd, fiberids, settings, basis, conditions, first, n_p
     emitted = objects.Lines.join([emitted, leaked])
     centre = np.clip(np.rint(pixel(emitted.wave)).astype(int) - FULL_FIRST, 0, FULL_N - 1)
     sigma = instrument.lsf_of_fibres(conditions, fiberids[emitted.rows], centre)
-    line, other = _render(emitted, np.where(emitted.artefact, 0.01, sigma), first, lsf.shape)
 
     scale = np.exp(instrument.FIBRE_SCALE_SCATTER * ndtri(scalars[:, 8])).astype(np.float32)[:, None]
     sky = scale * conditions.sky[pixels].astype(np.float32)
@@ -97,10 +99,7 @@ def _observe(seed, plate, mjd, fiberids, settings, basis, conditions, first, n_p
     response = instrument.variance_response(wavelength(first + np.arange(n_pix)))
     plain = variance(light)
     added = response * np.sqrt(plain)  # variance per flux of a line
-    factor = _line_scale(targets, settings, scalars[:, 15], line * measured, plain + added * other, added)
-    line *= factor[:, None].astype(np.float32)
-    own = np.isin(targets.kind, [KINDS.index("oii")])
-    other[own] *= factor[own, None].astype(np.float32)
+    line, other, factor = shine(targets, emitted, sigma, settings, scalars[:, 15], measured, plain, added, first)
     light += other + line
     true_variance = plain + added * (other + line)
     noise = instrument.correlated(normals[:, pixels.start : pixels.stop + 1])
@@ -112,7 +111,7 @@ def _observe(seed, plate, mjd, fiberids, settings, basis, conditions, first, n_p
     flux = light * _calibration(conditions, scalars[:, 16:32], n_pix, pixels)
     flux += scale * _sky_residual(conditions.sky, scalars[:, 20:22], pixels)
     columns = _catalogue(seed, plate, mjd, fiberids, targets, scalars, conditions)
-    columns |= _truth(targets, emitted, line, ivar, factor)
+    columns |= truth_of(targets, emitted, line, ivar, factor)
     own_lines = np.isin(targets.kind, [KINDS.index("lens_line"), KINDS.index("clean")])
     simple[own_lines] += (other + line)[own_lines]
     columns |= {
@@ -124,6 +123,22 @@ def _observe(seed, plate, mjd, fiberids, settings, basis, conditions, first, n_p
         columns |= {"background": flux - line, "true_sigma": true_sigma}
     columns["sn_median"] = np.median(columns["flux"] * np.sqrt(ivar), axis=1).astype(np.float64)
     return columns
+
+
+def shine(targets: Objects, emitted: objects.Lines, sigma: np.ndarray, settings: Mock, u: np.ndarray,
+          measured: np.ndarray, variance: np.ndarray, added: np.ndarray, first: int
+          ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Spectra (n, n_pix) of the primary lines and of all others, and the factor (n,) that scaled lines to their S/N.
+
+    sigma (n_lines,): line-spread function at each line, px; u (n,): uniform deviates; measured (n, n_pix): where there
+    is a measurement; variance (n, n_pix): without any line, and `added` what each unit of a line's light adds to it.
+    """
+    line, other = _render(emitted, np.where(emitted.artefact, 0.01, sigma), first, measured.shape)
+    factor = _line_scale(targets, settings, u, line * measured, variance + added * other, added)
+    line *= factor[:, None].astype(np.float32)
+    own = np.isin(targets.kind, [KINDS.index("oii")])
+    other[own] *= factor[own, None].astype(np.float32)
+    return line, other, factor
 
 
 def _render(emitted: objects.Lines, sigma: np.ndarray, first: int, shape: tuple[int, int]
@@ -217,8 +232,8 @@ def _catalogue(seed, plate, mjd, fiberids, targets: Objects, s: np.ndarray, cond
     }
 
 
-def _truth(targets: Objects, emitted: objects.Lines, line: np.ndarray, ivar: np.ndarray, factor: np.ndarray
-           ) -> dict[str, np.ndarray]:
+def truth_of(targets: Objects, emitted: objects.Lines, line: np.ndarray, ivar: np.ndarray, factor: np.ndarray
+             ) -> dict[str, np.ndarray]:
     """TRUTH columns beside KEY; NaN where there is no injected line."""
     n = len(targets.z)
     truth = {name: np.full(n, np.nan) for name in ("line_wave", "line_flux", "line_fwhm", "line_alpha")}
