@@ -123,6 +123,17 @@ CUTS = (
               spares_known=True),
     _at_least(Veto.NIGHT, "lines in the night: probability at least {threshold}", "p_night", "min_p_overdensity",
               spares_known=True),
+    # Li et al. (2018) ask for alpha > 0; the shipped limits only ask that a profile could be fitted.
+    _at_least(Veto.SKEWNESS, "probability of a red tail at least {threshold}", "p_skew_positive",
+              "min_p_skew_positive"),
+    _at_least(Veto.SKEW_CHI2, "chi2 gained by skewness at least {threshold}", "dchi2_skew", "min_dchi2_skew"),
+    # Shu et al. (2016): a line at the implied Hbeta, [OIII] or Halpha.
+    Cut(Veto.OII, "S/N at [OII]'s companions below {threshold}", ("sn_oii_veto",), "max_sn_oii_veto",
+        lambda v: F.col("sn_oii_veto") < v.max_sn_oii_veto),
+    _at_least(Veto.IDENTITY, "probability of Lya at least {threshold}", "p_lya", "min_p_lya"),
+    # Where the line-spread function is not known nothing is too narrow.
+    Cut(Veto.COSMIC_RAY, "a spike fits better by at most {threshold} in chi2", ("profile_chi2",), "max_dchi2_spike",
+        lambda v: F.coalesce(F.nanvl("dchi2_spike", F.lit(float("-inf"))), F.lit(float("-inf"))) <= v.max_dchi2_spike),
     # Where no neighbour could be measured (a mirror of single spectra) none can tell.
     Cut(Veto.NEIGHBOUR, "neighbour's line at most {threshold} times brighter", ("n_neighbour",), "max_neighbour_ratio",
         lambda v: F.coalesce("neighbour_ratio", F.lit(0.0)) <= v.max_neighbour_ratio),

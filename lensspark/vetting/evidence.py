@@ -68,7 +68,7 @@ def followup() -> Column:
     """
     real = 1 - F.pow(F.least(F.coalesce("q_value", F.lit(1.0)), F.lit(NEUTRAL)),
                      1 + F.coalesce(F.col("n_repeat_confirmed"), F.lit(0)))
-    for name in [n for n in ("p_lya", "p_multiple") if False]:
+    for name in ("p_lya", "p_multiple"):
         real *= F.coalesce(F.nanvl(name, F.lit(NEUTRAL)), F.lit(NEUTRAL))
     return real
 
