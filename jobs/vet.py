@@ -21,7 +21,7 @@ def main(argv=None):
     parser = job_parser(__doc__)
     parser.add_argument("--run", required=True, metavar="RUN", help="folder or URL of a finished run")
     parser.add_argument("--out", required=True, metavar="RUN2", help="new folder or URL for the re-cut")
-    parser.add_argument("--grades", metavar="FILE", help="CSV of plate, mjd, fiberid, run2d, grade (A, B, C, R), comment")
+    parser.add_argument("--grades", metavar="FILE", help="CSV: plate, mjd, fiberid, run2d, grade (A, B, C, R), comment")
     return run_job(parser, work, argv)
 
 

@@ -187,6 +187,8 @@ class Limits:
 @dataclass(frozen=True)
 class Report:
     max_candidates: int = _field(**_between(0, 100_000))
+    blind_fakes: int = _field(**_between(0, 10_000))
+    blind_seed: int = _field(**_between(0, 2**31))
 
 
 @dataclass(frozen=True)

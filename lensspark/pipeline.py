@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from lensspark import catalogue, config, inference, report, schema, source, vetting
@@ -25,7 +24,6 @@ from lensspark.lines import source_redshift
 from lensspark.model import Model
 from lensspark.selection import select
 from lensspark.session import EXIT_DONE, EXIT_QUARANTINE, progress
-from lensspark.spectrum import wavelength
 from lensspark.vetting import evidence, measuring
 from lensspark.vetting.known import read_known
 
@@ -212,9 +210,7 @@ def publish(spark: SparkSession, run: Run, funnel: dict[str, Any]) -> int:
         table = catalogue.candidates(ledger).toPandas()
         catalogue.write_products(run.out, table)
     with run.stage(spark, "report"):
-        facts = catalogue.run_card(funnel, run.configuration, run.model_sha256, run.manifest_sha256, run.timings)
-        table = table.head(run.config.report.max_candidates)
-        report.write_report(run.path("report/index.html"), table, candidate_spectra(spark, run, table), facts)
+        report.make(spark, run, ledger, table, funnel)
     return finish(run, funnel)
 
 
@@ -252,34 +248,6 @@ def write_overdensity(run: Run, table: pd.DataFrame) -> None:
     stream = io.BytesIO()
     table.astype({"bin": "int64", "n": "int64", "flagged": bool}).to_parquet(stream, index=False)
     catalogue.write_file(run.path("overdensity/overdensity.parquet"), stream.getvalue())
-
-
-def candidate_spectra(spark: SparkSession, run: Run, table: pd.DataFrame) -> dict[tuple, dict[str, Any]]:
-    """What the report plots of each candidate, read again and scored again on the driver: a few hundred spectra."""
-    if table.empty or run.model is None:
-        return {}
-    keys = [tuple(row) for row in table[["plate", "mjd", "fiberid", "run2d"]].itertuples(index=False)]
-    low, high = run.model.window
-    texts = ",".join("-".join(map(str, key)) for key in keys)
-    options = {"layout": run.config.read.layout, "window": f"{low!r},{high!r}", "keys": texts, "absent": "skip"}
-    frame = spark.read.format("boss").options(**options).load(run.spectra).where("reason IS NULL")
-    pixels = frame.select("plate", "mjd", "fiberid", "run2d", "loglam0", "flux", "ivar", "and_mask").toPandas()
-    z_lens = dict(zip(keys, table["z_lens"], strict=True))
-    pixels["key"] = list(pixels[["plate", "mjd", "fiberid", "run2d"]].itertuples(index=False, name=None))
-    pixels = pixels[pixels["key"].isin(z_lens.keys())].reset_index(drop=True)
-    flux, ivar, mask = (np.stack(pixels[name]) for name in ("flux", "ivar", "and_mask"))
-    z = np.array([z_lens[key] for key in pixels["key"]])
-    prepared, _, heat = inference.scorer(run.model, run.config)(flux, ivar, mask, z)
-    with np.errstate(divide="ignore"):
-        sigma = np.where(prepared.ivar > 0, prepared.ivar**-0.5, np.nan)
-    shown = {}
-    n_pix, n_cells = flux.shape[1], heat.shape[1]
-    for i, key in enumerate(pixels["key"]):
-        first = pixels["loglam0"][i] * 1e4
-        centres = (np.arange(n_cells) + 0.5) * n_pix / n_cells - 0.5
-        shown[key] = {"wave": wavelength(first + np.arange(n_pix)), "flux": flux[i], "sigma": sigma[i],
-                      "model": prepared.model[i], "heat": (wavelength(first + centres), heat[i])}
-    return shown
 
 
 def finish(run: Run, funnel: dict[str, Any]) -> int:

@@ -59,13 +59,17 @@ def _check_free(before: Config, wanted: Config) -> None:
 
 
 def _model(card: dict[str, Any]) -> Model | None:
-    """The run's model, for the report's plots; None where it is not at hand any more."""
+    """The run's model, for the report's plots; None where it or the survey is not at hand any more."""
     try:
         model = Model.named(card["model"])
-    except ValueError as error:
-        log.info("no plots: %s", error)
+        found = pipeline.manifest(card["spectra"], card["configuration"]["read"]["layout"])
+    except (ValueError, OSError) as error:
+        log.info("the report will have no plots: %s", error)
         return None
-    return model if model.sha256 == card["model_sha256"] else None
+    same = (model.sha256, found) == (card["model_sha256"], card["input_manifest_sha256"])
+    if not same:
+        log.info("the report will have no plots: the survey or the model is another one than that of the run")
+    return model if same else None
 
 
 def recut(spark: SparkSession, run: Run, parent: str) -> int:

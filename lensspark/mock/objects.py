@@ -211,7 +211,7 @@ def emission(objects: Objects, settings: Mock, plate: Plate, observed: np.ndarra
     kinds = {name: np.flatnonzero(objects.kind == i) for i, name in enumerate(KINDS)}
     parts = [
         own_lines(objects, np.flatnonzero(~np.isin(objects.kind, [KINDS.index("sky"), KINDS.index("star")]))),
-        _lyman_alpha(objects.u, kinds["lya"], settings),
+        lyman_alpha(objects.u, kinds["lya"], settings),
         _oii_interlopers(objects.u, kinds["oii"], settings),
         _airglow(observed, kinds["airglow"], plate),
         _cosmic_rays(observed, kinds["cosmic"], settings),
@@ -245,7 +245,7 @@ def _in_window(u: np.ndarray, settings: Mock) -> np.ndarray:
     return low + 5 + (high - low - 10) * u
 
 
-def _lyman_alpha(u: np.ndarray, rows: np.ndarray, settings: Mock) -> Lines:
+def lyman_alpha(u: np.ndarray, rows: np.ndarray, settings: Mock) -> Lines:
     """Skew-normal lines; double-peaked ones get a fainter symmetric peak 250-700 km/s bluewards."""
     u = u[rows]
     wave, flux = _in_window(u[:, 20], settings), _line_flux(u[:, 21], settings)
