@@ -3,7 +3,8 @@
 1. Read RUN/ledger and the truth table.
 2. Recall of injected Lya lines by S/N, error of their position, false hits by kind of spectrum, at the run's
    threshold and at fixed false-hit rates.
-3. Print them; write them to RUN/evaluation.json.
+3. What the cuts do to the hits of each kind, and whether q_value holds.
+4. Print them; write them to RUN/evaluation.json.
 """
 
 import json
@@ -31,8 +32,10 @@ def work(args, config):
     ledger = spark.read.parquet(pipeline.spark_path(join(args.run, "ledger"))).where("p_line IS NOT NULL").toPandas()
     truth = spark.read.parquet(pipeline.spark_path(args.truth)).toPandas()
     figures = evaluation.evaluate(ledger, truth, finished.score.threshold, finished.input)
+    figures["vetting"] = evaluation.evaluate_vetting(ledger, truth, finished.input)
     write_file(join(args.run, "evaluation.json"), json.dumps(figures, indent=1).encode())
     print(evaluation.summary(figures))
+    print(evaluation.vetting_summary(figures["vetting"]))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ of `overdensity_min_p_line` and `overdensity_min_snr`, known lenses left out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 from pyspark.sql import Column, DataFrame
@@ -84,18 +86,21 @@ def with_wavelength_excess(lines: DataFrame, settings: Vetting) -> tuple[DataFra
         rows = among.where(at.isNotNull()).groupBy(at.alias("bin")).count().collect()  # a few hundred bins
         table = histogram({row["bin"]: row["count"] for row in rows}, settings, frame)
         tables.append(table)
-        name = f"overdensity_{frame}"
-        lines = lines.withColumn("bin", at)
-        lines = lines.join(F.broadcast(_lookup(lines, table, "bin", "excess", name)), on="bin", how="left").drop("bin")
         # Between and beyond the occupied bins there is no line but this one, which was not counted.
         empty = F.when(wave().isNotNull() & ~F.isnan(wave()), -np.sqrt(MEDIAN_FLOOR))
-        lines = lines.withColumn(name, F.coalesce(name, empty))
+        lines = lines.withColumn(f"overdensity_{frame}", F.coalesce(_lookup(table, "excess")(at), empty))
     return lines, pd.concat(tables, ignore_index=True)
 
 
-def _lookup(df: DataFrame, table: pd.DataFrame, key: str, value: str, name: str) -> DataFrame:
-    rows = [(int(k), float(v)) for k, v in zip(table[key], table[value], strict=True)]
-    return df.sparkSession.createDataFrame(rows, f"{key} long, {name} double")
+def _lookup(table: pd.DataFrame, value: str) -> Callable[[Column], Column]:
+    """A function of a column of bins: their `value` in schema.OVERDENSITY's `table`, null where it has no such bin."""
+    known = pd.Series(table[value].to_numpy(float), index=table["bin"].to_numpy(float))
+
+    @F.pandas_udf("double")
+    def look_up(bins: pd.Series) -> pd.Series:
+        return bins.astype(float).map(known)
+
+    return look_up
 
 
 def with_group_excess(lines: DataFrame, scored: DataFrame, settings: Vetting) -> tuple[DataFrame, pd.DataFrame]:
@@ -108,8 +113,7 @@ def with_group_excess(lines: DataFrame, scored: DataFrame, settings: Vetting) ->
     for name, by in GROUPS.items():
         table = group_excess(spectra.get(by, pd.Series(dtype=int)), found.get(by, pd.Series(dtype=int)), by, settings)
         tables.append(table)
-        looked_up = _lookup(lines, table, "bin", "probability", name).withColumnRenamed("bin", by)
-        lines = lines.join(F.broadcast(looked_up), on=by, how="left")
+        lines = lines.withColumn(name, _lookup(table, "probability")(F.col(by)))
     return lines, pd.concat(tables, ignore_index=True)
 
 
