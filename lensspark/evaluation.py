@@ -98,7 +98,7 @@ def evaluate_vetting(ledger: pd.DataFrame, truth: pd.DataFrame, settings: Input)
     known = truth[[*KEY, "kind", "line_wave", "line_snr", "line_alpha"]]
     known = known.rename(columns={"line_wave": "true_wave", "line_snr": "true_snr", "line_alpha": "true_alpha"})
     table = ledger[ledger["p_line"].notna()].merge(known, on=KEY, how="inner")
-    offset = (pixel(table["line_wave"]) - pixel(table["true_wave"].fillna(1.0))).abs()
+    offset = np.abs(pixel(table["line_wave"]) - pixel(table["true_wave"].fillna(1.0)))
     near = offset <= np.where(table["kind"] == "oii", DOUBLET_PX, POSITION_PX)
     hit, kind = table["veto"].notna(), table["kind"]
     bright = table["true_snr"] >= BRIGHT_SNR

@@ -25,7 +25,8 @@ def light(flux, loglam0, n_pix, at=WAVE):
 
 def plate(number, fibres, added):
     """Mock spectra of clean galaxies, with lines of `added` {fibre: flux}."""
-    quiet = dataclasses.replace(SETTINGS.mock, lya=0, oii=0, airglow=0, cosmic=0, lens_line=0, crosstalk=0, sky=0, star=0)
+    kinds = ("lya", "oii", "airglow", "cosmic", "lens_line", "crosstalk", "sky", "star")
+    quiet = dataclasses.replace(SETTINGS.mock, **dict.fromkeys(kinds, 0))
     basis = Basis.load(resource("data/eigenbasis.npz"))
     spectra = mock.observe_plate(5, number, MJD, np.array(fibres), quiet, basis)
     for i, fibre in enumerate(fibres):
@@ -54,8 +55,8 @@ def gathered(spark, survey):
     rows = [(number, MJD, fibre, "v5_7_0", 150.0 + fibre, 10.0, 0.45, 0.45, 220.0, 20.0,
              0.9 if number == PLATE and fibre in (10, 13, 500) else 0.1, WAVE, FLUX, None)
             for number in (PLATE, PLATE + 2) for fibre in (9, 10, 11, 13, 500, 501)]
-    names = ["plate", "mjd", "fiberid", "run2d", "ra", "dec", "z", "z_lens", "vdisp", "vdisp_err", "p_line", "line_wave",
-             "line_flux", "reason"]
+    names = ["plate", "mjd", "fiberid", "run2d", "ra", "dec", "z", "z_lens", "vdisp", "vdisp_err", "p_line",
+             "line_wave", "line_flux", "reason"]
     types = {column.name: column.type for column in schema.SCORED.columns}
     scored = spark.createDataFrame(rows, ", ".join(f"{name} {types[name]}" for name in names))
     scored = schema.SCORED.conform(scored)
@@ -69,7 +70,8 @@ def test_targets_are_the_hits_their_neighbours_and_repeats(gathered):
     wanted, _ = gathered
     found = {(row.role, row.plate, row.fiberid, row.hit_fiberid) for row in wanted.itertuples()}
     hits = {("hit", PLATE, fibre, fibre) for fibre in (10, 13, 500)}
-    beside = {("neighbour", PLATE, fibre, hit) for fibre, hit in ((9, 10), (11, 10), (11, 13))}  # 501: other spectrograph
+    pairs = ((9, 10), (11, 10), (11, 13))  # 501 is beside 500 in number only, on the other spectrograph
+    beside = {("neighbour", PLATE, fibre, hit) for fibre, hit in pairs}
     again = {("repeat", PLATE + 2, fibre, fibre) for fibre in (10, 13, 500)}
     assert found == hits | beside | again
 
