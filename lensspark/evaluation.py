@@ -1,4 +1,4 @@
-"""How good a run is where the truth is known: recall by S/N, position, false hits; from a ledger and a truth table."""
+"""How good a run is where the truth is known: recall, position, false hits, what the cuts do; from ledger and truth."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ POSITION_PX = 3.0  # a line is found if line_wave is this close
 SNR_EDGES = (4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, np.inf)
 LINE_KINDS = ("lya", "oii", "crosstalk", "airglow")  # kinds that have an emission line which is not the galaxy's own
 FALSE_HIT_RATES = (1e-3, 1e-4)
+DOUBLET_PX = 5.0  # truth has the brighter line of [OII], 3.25 px from the other; the filter centres on both
+BRIGHT_SNR, SKEWED_ALPHA = 8.0, 2.0
+Q_LIMIT = 0.1
+SOURCES = ("lya", "oii")  # kinds whose line comes from another galaxy than the lens
 
 
 def of_run(spark: Any, run: str, truth: str) -> str:
-    """`evaluate` of the finished run in the folder or URL `run`, written to its evaluation.json; returns `summary`."""
+    """`evaluate` and `evaluate_vetting` of the finished run in the folder or URL `run`, written to its evaluation.json, as text."""
     from lensspark import pipeline
     from lensspark.catalogue import join, write_file
 
@@ -28,8 +32,9 @@ def of_run(spark: Any, run: str, truth: str) -> str:
     ledger = spark.read.parquet(pipeline.spark_path(join(run, "ledger"))).where("p_line IS NOT NULL").toPandas()
     known = spark.read.parquet(pipeline.spark_path(truth)).toPandas()
     figures = evaluate(ledger, known, finished.score.threshold, finished.input)
+    figures["vetting"] = evaluate_vetting(ledger, known, finished.input)
     write_file(join(run, "evaluation.json"), json.dumps(figures, indent=1).encode())
-    return summary(figures)
+    return f"{summary(figures)}\n{vetting_summary(figures['vetting'])}"
 
 
 def evaluate(ledger: pd.DataFrame, truth: pd.DataFrame, threshold: float, settings: Input) -> dict[str, Any]:
@@ -94,6 +99,58 @@ def _at(table: pd.DataFrame, threshold: float) -> dict[str, Any]:
         "offset_px_rms": round(float(np.sqrt(np.mean(table["offset_px"][found] ** 2))), 3) if found.any() else None,
         "kinds": kinds,
     }
+
+
+def evaluate_vetting(ledger: pd.DataFrame, truth: pd.DataFrame, settings: Input) -> dict[str, Any]:
+    """What the cuts do to the hits of each kind, and whether q_value keeps its word.
+
+    `groups`: name -> `n` scored spectra of the group, `hits` among them (Lya: at the injected line, not under a mask),
+    `vetoed` hits, and `by`, the hits that fail each cut. `q`: hits with q_value up to Q_LIMIT, those without a line of
+    a background source there, and the most that Q_LIMIT allows with two sigma of chance.
+    """
+    from lensspark.vetting import CUTS
+
+    known = truth[[*KEY, "kind", "line_wave", "line_snr", "line_alpha"]]
+    known = known.rename(columns={"line_wave": "true_wave", "line_snr": "true_snr", "line_alpha": "true_alpha"})
+    table = ledger[ledger["p_line"].notna()].merge(known, on=KEY, how="inner")
+    offset = np.abs(pixel(table["line_wave"]) - pixel(table["true_wave"].fillna(1.0)))
+    near = offset <= np.where(table["kind"] == "oii", DOUBLET_PX, POSITION_PX)
+    hit, kind = table["veto"].notna(), table["kind"]
+    bright = table["true_snr"] >= BRIGHT_SNR
+    usable = ~_masked(table["true_wave"].to_numpy(), table["z_lens"].to_numpy(), settings)
+    lya = (kind == "lya") & bright & usable
+    skewed = lya & (table["true_alpha"] >= SKEWED_ALPHA)
+    groups = {
+        f"lya, S/N >= {BRIGHT_SNR:g}, alpha >= {SKEWED_ALPHA:g}": (skewed, skewed & near),
+        f"lya, S/N >= {BRIGHT_SNR:g}": (lya, lya & near),
+        f"oii, S/N >= {BRIGHT_SNR:g}": ((kind == "oii") & bright,) * 2,
+        "airglow": (kind == "airglow",) * 2, "template residuals": (kind.isin(["clean", "lens_line"]),) * 2,
+        "cosmic": (kind == "cosmic",) * 2, "crosstalk": (kind == "crosstalk",) * 2,
+    }
+    veto = table["veto"].fillna(0).astype(int)
+    found = {}
+    for name, (members, counted) in groups.items():
+        of = hit & counted
+        by = {cut.name: int(((veto & cut.bit) != 0)[of].sum()) for cut in CUTS}
+        found[name] = {"n": int(members.sum()), "hits": int(of.sum()), "vetoed": int((of & (veto != 0)).sum()),
+                       "by": {cut: n for cut, n in by.items() if n}}
+    trusted = hit & (table["q_value"] <= Q_LIMIT)
+    n, false = int(trusted.sum()), int((trusted & ~(near & kind.isin(SOURCES))).sum())
+    allowed = Q_LIMIT * n + 2 * np.sqrt(Q_LIMIT * (1 - Q_LIMIT) * n)
+    return {"groups": found, "q": {"limit": Q_LIMIT, "n": n, "false": false, "allowed": round(float(allowed), 1)}}
+
+
+def vetting_summary(figures: dict[str, Any]) -> str:
+    """`evaluate_vetting`'s figures as a table for people."""
+    lines = ["vetting: spectra, hits, share of hits vetoed, hits that fail each cut"]
+    for name, group in figures["groups"].items():
+        share = f"{group['vetoed'] / group['hits']:.3f}" if group["hits"] else "-"
+        by = ", ".join(f"{cut} {n}" for cut, n in group["by"].items())
+        lines.append(f"  {name:<26}{group['n']:>7,}{group['hits']:>7,}{share:>7}  {by}")
+    q = figures["q"]
+    lines.append(f"  q_value <= {q['limit']:g}: {q['n']} hits, {q['false']} without a background source's line there "
+                 f"(at most {q['allowed']:g} with 2 sigma)")
+    return "\n".join(lines)
 
 
 def _share(hit: np.ndarray, chosen: np.ndarray) -> float | None:

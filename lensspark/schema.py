@@ -141,6 +141,14 @@ LINE = (
     Column("n_line_hits", "int", "separate matched-filter peaks above the S/N floor", ucd="meta.number"),
 )
 
+# The same search where no line can be: in the spectrum turned upside down, or in a sky fibre (inference.py).
+NULLS = (
+    Column("null_p_line", "double", "network's score of the null spectrum: upside down, or a sky fibre's own",
+           ucd="stat.probability"),
+    Column("null_wave", "double", "wavelength of its line", "Angstrom", "em.wl.central"),
+    Column("null_snr", "double", "matched-filter S/N of its line", ucd="stat.snr"),
+)
+
 HIT = (Column("is_hit", "boolean", "p_line is above the threshold", ucd="meta.code"),)
 
 # Measured for hits by the vetting stages; null until such a stage has run.
@@ -186,12 +194,31 @@ VETTING = (
     Column("theta_e_err", "double", "error of theta_e", "arcsec", "stat.error;pos.angDistance"),
     Column("p_multiple", "double", "probability that a source in the fibre is multiply imaged", ucd="stat.probability"),
     Column("image_separation", "double", "expected separation of two images", "arcsec", "pos.angDistance"),
+    Column("overdensity_lens", "double", "excess of lines at its lens-frame wavelength over the median", "",
+           "stat.value"),
+    Column("overdensity_observed", "double", "excess of lines at its observed wavelength over the running median", "",
+           "stat.value"),
+    Column("p_fibre", "double", "probability of so many lines in its fibre number", ucd="stat.probability"),
+    Column("p_plate", "double", "probability of so many lines on its plate", ucd="stat.probability"),
+    Column("p_night", "double", "probability of so many lines in its night", ucd="stat.probability"),
+    Column("n_same_wave", "int", "other fibres of its plate and night with its line", ucd="meta.number"),
+    Column("p_same_wave", "double", "probability of so many lines of the plate there", ucd="stat.probability"),
     Column("n_repeat", "int", "other observations of the same object in the run", ucd="meta.number"),
     Column("n_repeat_confirmed", "int", "repeats that show the line too", ucd="meta.number"),
+    Column("repeat_snr", "double", "S/N of the line in all observations of the object together", ucd="stat.snr"),
+    Column("repeat_tension", "double", "sigma by which the line is too faint in the worst repeat", ucd="stat.value"),
     Column("neighbour_fiber", "int", "neighbour fibre with a brighter line at the same wavelength", ucd="meta.id"),
-    Column("q_value", "double", "empirical false-alarm rate of the hit", ucd="stat.probability"),
+    Column("n_neighbour", "int", "neighbour fibres that were measured there", ucd="meta.number"),
+    Column("neighbour_ratio", "double", "flux of the brightest neighbour's line over the hit's",
+           ucd="phot.flux;arith.ratio"),
+    Column("q_value", "double", "false-discovery rate among hits at least as significant", ucd="stat.probability"),
     Column("known_lens", "string", "name of the known lens at this position", ucd="meta.id.cross"),
+    Column("followup", "double", "priority for follow-up, 0-1 (lensspark.vetting.rank)", ucd="stat.value"),
+    Column("grade", "string", "grade given by a person: A, B, C, or R for reject", ucd="meta.code.qual"),
+    Column("comment", "string", "what the person said", ucd="meta.note"),
 )
+
+VETTING_NAMES = tuple(column.name for column in VETTING)
 
 VERDICT = (
     Column("veto", "int", "bits of the cuts that the hit failed (lensspark.vetting.Veto); 0 = candidate; null = no hit",
@@ -201,10 +228,22 @@ VERDICT = (
 )
 
 # One row per readable input spectrum.
-LEDGER = Table("ledger", KEY + CATALOGUE + SELECTION + LINE + HIT + VETTING + VERDICT + PROVENANCE)
+LEDGER = Table("ledger", KEY + CATALOGUE + SELECTION + LINE + NULLS + HIT + VETTING + VERDICT + PROVENANCE)
+
+# The bins and groups that over-densities were looked for in (vetting/overdensity.py).
+OVERDENSITY = Table("overdensity", (
+    Column("frame", "string", "lens or observed (wavelength), fiberid, plate or mjd"),
+    Column("bin", "long", "number of the bin of log10 wavelength; else fibre, plate or night"),
+    Column("value", "double", "wavelength at the bin's centre, Angstrom; else as bin"),
+    Column("n", "long", "lines counted"),
+    Column("expected", "double", "running median, at least 1; else the survey's mean rate times the spectra there"),
+    Column("excess", "double", "(n - expected) / sqrt(expected), the largest of a bin and those beside it"),
+    Column("probability", "double", "Poisson probability of n or more; null for wavelengths"),
+    Column("flagged", "boolean", "over the limit of its cut"),
+))
 
 # What the pass over the pixels leaves behind: the ledger before vetting, with the quarantine's rows still in it.
-SCORED = Table("scored", KEY + CATALOGUE + SELECTION + LINE + PROVENANCE + FAULT)
+SCORED = Table("scored", KEY + CATALOGUE + SELECTION + LINE + NULLS + PROVENANCE + FAULT)
 
 # The reference's Table 1 columns lead: name, position, redshifts, magnitude, line flux, skewness.
 CANDIDATES = Table(

@@ -55,7 +55,7 @@ class Frame:
             y = self.py(value)
             parts.append(f'<path class="g" d="M{self.left} {y:.1f}H{high}"/>'
                          f'<text x="{self.left - 5}" y="{y + 3.5:.1f}" class="e">{value:g}</text>')
-        for value in ticks(*self.x, 6):
+        for value in ticks(*sorted(self.x), 6):
             x = self.px(value)
             parts.append(f'<path class="t" d="M{x:.1f} {low}v4"/><text x="{x:.1f}" y="{low + 15}">{value:g}</text>')
         parts.append(f'<path class="t" d="M{self.left} {low}H{high}"/>')

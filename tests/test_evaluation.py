@@ -58,3 +58,27 @@ def test_a_truth_of_another_survey_is_refused():
     ledger, truth = tables([("clean", 0.1, None, None, 4000)])
     with pytest.raises(ValueError, match="truth of this survey"):
         evaluation.evaluate(ledger, truth.assign(plate=2), 0.5, INPUT)
+
+
+def test_what_the_cuts_do_counted_by_hand():
+    from lensspark.vetting import Veto
+
+    px = 4200 * np.log(10) * 1e-4
+    rows = [
+        ("lya", 0.9, 4200, 9, 4200), ("lya", 0.9, 4200, 9, 4200), ("lya", 0.9, 4200, 9, 4200 + 4 * px),
+        ("lya", 0.1, 4200, 9, 4200), ("oii", 0.9, 4100, 9, 4100 + 4 * px), ("oii", 0.9, 4100, 7, 4100),
+        ("clean", 0.9, None, None, 4000), ("airglow", 0.9, 4100, 9, 4100), ("cosmic", 0.1, 4000, 9, 4000),
+    ]
+    ledger, truth = tables(rows)
+    truth["line_alpha"] = 3.0
+    veto = [0, Veto.NIGHT | Veto.OII, 0, np.nan, Veto.OII, Veto.OII, 0, Veto.SAME_WAVE, np.nan]
+    ledger["veto"], ledger["q_value"] = [float(v) for v in veto], [0.01, 0.01, 0.01, np.nan, 0.01, 0.2, 0.05, 1, np.nan]
+    figures = evaluation.evaluate_vetting(ledger, truth, INPUT)
+    groups = figures["groups"]
+    assert groups["lya, S/N >= 8, alpha >= 2"] == {"n": 4, "hits": 2, "vetoed": 1, "by": {"night": 1, "oii": 1}}
+    assert groups["oii, S/N >= 8"] == {"n": 1, "hits": 1, "vetoed": 1, "by": {"oii": 1}}
+    assert groups["template residuals"]["vetoed"] == 0 and groups["airglow"]["by"] == {"same_wave": 1}
+    assert (groups["cosmic"]["n"], groups["cosmic"]["hits"]) == (1, 0)
+    q = figures["q"]
+    assert (q["n"], q["false"]) == (5, 2), "the lya line elsewhere and the clean galaxy; [OII] is a doublet"
+    assert "oii 1" in evaluation.vetting_summary(figures)

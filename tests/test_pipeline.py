@@ -90,8 +90,8 @@ def test_the_run_card_adds_up(finished, survey):
 def test_nothing_of_the_work_is_left_behind(finished):
     out, _, _ = finished
     assert sorted(path.name for path in out.iterdir()) == [
-        "candidates", "candidates.ecsv", "candidates.fits", "candidates.vot", "ledger", "quarantine", "report",
-        "run.json"]
+        "candidates", "candidates.ecsv", "candidates.fits", "candidates.vot", "ledger", "overdensity", "quarantine",
+        "report", "run.json"]
 
 
 def test_scores_are_those_of_the_pure_functions(finished, survey):
@@ -112,6 +112,32 @@ def test_scores_are_those_of_the_pure_functions(finished, survey):
     np.testing.assert_allclose(scored["p_line"], p_line, atol=1e-5)
     for name in ("line_wave", "line_snr", "line_flux", "line_flux_err", "line_peak", "line_mask_fraction"):
         np.testing.assert_allclose(scored[name], found[name], rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_null_searches_fill_their_own_columns_and_are_those_of_the_spectrum_upside_down(finished, survey):
+    from lensspark.boss import read_unit
+    from lensspark.locate import measure_line
+
+    out, _, run = finished
+    ledger = ledger_of(out)
+    sky = ledger["objtype"] == "SKY"
+    both = ledger["p_line"].notna() & ledger["null_p_line"].notna()
+    share = both.sum() / ledger["p_line"].notna().sum()
+    assert 0.05 < share < 0.6 and not both[sky].any()
+    assert ledger.loc[sky, "null_p_line"].notna().all() and ledger.loc[sky, "p_line"].isna().all()
+    chosen = ledger[both & (ledger["plate"] == 4001)]
+    unit = next(unit for unit in survey_files(str(survey)).units if unit.plate == 4001)
+    spectra = read_unit(unit, ("flux", "ivar", "and_mask"), run.model.window)
+    rows = np.searchsorted(spectra.columns["fiberid"], chosen["fiberid"])
+    flux, ivar, mask = (spectra.planes[name][rows] for name in ("flux", "ivar", "and_mask"))
+    z, score = np.array(spectra.columns["z"])[rows], inference.scorer(run.model, run.config)
+    prepared, _, _ = score(flux, ivar, mask, z)
+    prepared, p_line, heat = score(2 * prepared.model - flux, ivar, mask, z)
+    found = measure_line(prepared, heat, np.array(spectra.columns["loglam0"])[rows], 6.0)
+    np.testing.assert_allclose(chosen["null_p_line"], p_line, atol=1e-4)
+    np.testing.assert_allclose(chosen["null_snr"], found["line_snr"], rtol=1e-3, atol=1e-3)
+    nulls = json.loads((out / "run.json").read_text())["funnel"]["nulls"]
+    assert nulls["n_null"] == both.sum() and nulls["n_sky"] == sky.sum()
 
 
 @pytest.mark.parametrize("rows", [1, 7])

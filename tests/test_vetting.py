@@ -7,21 +7,27 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lensspark import catalogue, config, schema
-from lensspark.vetting import CUTS, Veto, funnel, vet
+from lensspark.vetting import CUTS, Veto, funnel, funnel_text, vet
 
 CONFIG = config.load([], ["score.threshold=0.5"])
 NAN = float("nan")
 LINE = {"p_line": 0.9, "line_peak": 3.0, "line_snr": 9.0, "line_mask_fraction": 0.0, "n_line_hits": 1}
+# What the other cuts read, of a hit that passes them all.
+CLEAR = {"overdensity_lens": 0.0, "overdensity_observed": 0.0, "p_fibre": 0.5, "p_plate": 0.5, "p_night": 0.5,
+         "p_same_wave": 1.0, "p_skew_positive": 0.5, "dchi2_skew": 0.0, "sn_oii_veto": 0.0, "p_lya": 0.5,
+         "profile_chi2": 30.0, "dchi2_spike": -9.0, "n_neighbour": 4, "neighbour_ratio": 0.0, "n_repeat": 0,
+         "repeat_tension": None, "q_value": 0.01, "grade": None, "known_lens": None}
 STATE = {"selected": True, "not_selected_because": None, "reason": None}
-TYPES = {column.name: column.type for column in schema.SCORED.columns}
+TYPES = {column.name: column.type for column in schema.SCORED.columns + schema.VETTING}
+WHOLE = schema.Table("whole", schema.SCORED.columns + schema.VETTING)
 
 
 def scored(spark, changes):
-    """A schema.SCORED frame: a clear line, with the changes of each dict; fiberid is the row's number."""
-    rows = [{**LINE, **STATE, "fiberid": i, **change} for i, change in enumerate(changes)]
-    names = [*LINE, *STATE, "fiberid"]
+    """A frame of scored and measured rows: a clear line, with the changes of each dict; fiberid is the row's number."""
+    rows = [{**LINE, **CLEAR, **STATE, "fiberid": i, **change} for i, change in enumerate(changes)]
+    names = [*LINE, *CLEAR, *STATE, "fiberid"]
     ddl = ", ".join(f"{name} {TYPES[name]}" for name in names)
-    return schema.SCORED.conform(spark.createDataFrame([[row[name] for name in names] for row in rows], ddl))
+    return WHOLE.conform(spark.createDataFrame([[row[name] for name in names] for row in rows], ddl))
 
 
 def with_(p_line=None, **limits):
@@ -43,6 +49,28 @@ CASES = [
     ({"n_line_hits": 6}, True, Veto.LINE_HITS),
     ({"n_line_hits": None}, True, Veto.LINE_HITS),
     ({"line_peak": NAN, "line_snr": None, "n_line_hits": 9}, True, Veto.LINE_PEAK | Veto.LINE_SNR | Veto.LINE_HITS),
+    ({"overdensity_observed": 4.0, "overdensity_lens": 4.0, "p_plate": 1e-5, "neighbour_ratio": 3.0}, True, 0),
+    ({"overdensity_observed": 4.1}, True, Veto.OVERDENSITY_OBSERVED),
+    ({"overdensity_observed": None}, True, Veto.OVERDENSITY_OBSERVED),
+    ({"overdensity_lens": 40.0}, True, Veto.OVERDENSITY_LENS),
+    ({"overdensity_observed": 40.0, "overdensity_lens": 40.0, "p_fibre": 0.0, "p_plate": 0.0, "p_night": None,
+      "p_same_wave": 0.0, "known_lens": "J0029+2544"}, True, 0),  # a known lens is no artefact
+    ({"sn_oii_veto": 9.0, "known_lens": "J0029+2544"}, True, Veto.OII),  # but its line may be [OII]
+    ({"p_fibre": 9e-6}, True, Veto.FIBRE),
+    ({"p_plate": 9e-6, "p_night": 0.0}, True, Veto.PLATE | Veto.NIGHT),
+    ({"p_same_wave": 9e-4}, True, Veto.SAME_WAVE),
+    ({"sn_oii_veto": 2.5}, True, Veto.OII),
+    ({"sn_oii_veto": None, "profile_chi2": None, "p_skew_positive": None, "dchi2_skew": None, "p_lya": None,
+      "n_neighbour": None, "n_repeat": None}, True,  # a spectrum that could not be read again
+     Veto.OII | Veto.COSMIC_RAY | Veto.SKEWNESS | Veto.SKEW_CHI2 | Veto.IDENTITY | Veto.NEIGHBOUR | Veto.REPEAT),
+    ({"dchi2_spike": 0.1}, True, Veto.COSMIC_RAY),
+    ({"dchi2_spike": None}, True, 0),  # no line-spread function, no spike test
+    ({"neighbour_ratio": 3.1}, True, Veto.NEIGHBOUR),
+    ({"n_neighbour": 0, "neighbour_ratio": None}, True, 0),
+    ({"n_repeat": 1, "repeat_tension": 4.1}, True, Veto.REPEAT),
+    ({"q_value": None}, True, Veto.FALSE_ALARM),
+    ({"grade": "R"}, True, Veto.HUMAN),
+    ({"grade": "C"}, True, 0),
     ({"p_line": 0.5}, False, None),  # a hit lies above the threshold
     ({"p_line": NAN}, False, None),
     ({"p_line": None, "selected": False, "not_selected_because": "class"}, None, None),
@@ -58,7 +86,11 @@ def test_each_cut_has_its_own_published_bit():
     bits = [cut.bit for cut in CUTS]
     assert len(set(bits)) == len(bits) and set(bits) == set(Veto)
     assert all(bit.value.bit_count() == 1 and bit < 2**31 for bit in bits)  # fits the ledger's signed int
-    assert {bit.name: bit.value for bit in Veto} == {"LINE_PEAK": 1, "LINE_SNR": 2, "MASK_FRACTION": 4, "LINE_HITS": 8}
+    assert {bit.name: bit.value.bit_length() - 1 for bit in Veto} == {
+        "LINE_PEAK": 0, "LINE_SNR": 1, "MASK_FRACTION": 2, "LINE_HITS": 3, "OVERDENSITY_OBSERVED": 5,
+        "OVERDENSITY_LENS": 6, "FIBRE": 7, "PLATE": 8, "NIGHT": 9, "OII": 10, "IDENTITY": 11, "SKEWNESS": 15,
+        "SKEW_CHI2": 16, "NEIGHBOUR": 18, "REPEAT": 19, "COSMIC_RAY": 20, "SAME_WAVE": 21, "FALSE_ALARM": 23,
+        "HUMAN": 26}
     assert [cut.describe(CONFIG.vetting) for cut in CUTS][1] == "matched-filter S/N at least 6"
     assert {name for cut in CUTS for name in cut.columns} <= set(schema.LEDGER.names)
 
@@ -77,9 +109,19 @@ rows = st.lists(
         "p_line": st.floats(0, 1), "line_peak": st.one_of(maybe, st.floats(-2, 5)),
         "line_snr": st.one_of(maybe, st.floats(-2, 20)), "line_mask_fraction": st.one_of(maybe, st.floats(0, 1)),
         "n_line_hits": st.one_of(st.none(), st.integers(0, 12)),
+        **{name: st.one_of(maybe, st.floats(0, 1)) for name in ("p_plate", "p_same_wave", "p_lya", "p_skew_positive",
+                                                                "q_value")},
+        **{name: st.one_of(maybe, st.floats(-10, 10)) for name in ("overdensity_lens", "overdensity_observed",
+                                                                   "sn_oii_veto", "dchi2_spike", "repeat_tension")},
+        "neighbour_ratio": st.one_of(maybe, st.floats(0, 10)), "known_lens": st.sampled_from([None, None, "x"]),
+        "n_repeat": st.integers(0, 2),
     }), min_size=30, max_size=30)
 pair = {"p_line": st.floats(0, 1), "min_line_peak": st.floats(-2, 5), "min_line_snr": st.floats(-2, 20),
-        "max_mask_fraction": st.floats(0, 1), "max_line_hits": st.integers(1, 12)}
+        "max_mask_fraction": st.floats(0, 1), "max_line_hits": st.integers(1, 12),
+        **{name: st.floats(0, 1) for name in ("min_p_overdensity", "min_p_same_wave", "min_p_lya",
+                                              "min_p_skew_positive", "max_q_value")},
+        **{name: st.floats(0, 10) for name in ("max_overdensity", "max_sn_oii_veto", "max_dchi2_spike",
+                                               "max_neighbour_ratio", "max_repeat_tension")}}
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
@@ -88,7 +130,7 @@ def test_tighter_thresholds_never_add_a_candidate(spark, rows, one, two):
     pick = {name: (min, max)[name.startswith("max")] for name in pair}
     loose = {name: choose(one[name], two[name]) for name, choose in pick.items()}
     tight = {name: one[name] + two[name] - value for name, value in loose.items()}
-    df = scored(spark, rows).select(*LINE)
+    df = scored(spark, rows).select(*LINE, *CLEAR)
     loosely = vet(df, with_(**loose)).withColumnsRenamed({"is_hit": "loose_hit", "veto": "loose_veto"})
     both = vet(loosely, with_(**tight)).collect()
     assert len(both) == len(rows)
@@ -118,9 +160,13 @@ def test_funnel_accounts_for_every_row(spark, partitions):
         "n_candidates": 2, "n_vetoed": 4,
     }
     assert got["not_selected"] == {"class": 2, "z_min": 1}  # each row once, under the first criterion
-    assert [(cut["name"], cut["failed"], cut["left"]) for cut in got["cuts"]] == [
+    assert [(cut["name"], cut["failed"], cut["left"]) for cut in got["cuts"]][:4] == [
         ("line_peak", 2, 4), ("line_snr", 2, 3), ("mask_fraction", 0, 3), ("line_hits", 1, 2),
     ]
+    assert {(cut["failed"], cut["left"]) for cut in got["cuts"][4:]} == {(0, 2)}
+    rows = [line.split() for line in funnel_text(got).splitlines()[1:]]
+    assert rows[0] == ["hits", "6", "536"] and rows[1] == ["line", "quality", "2", "124"]
+    assert rows[-1] == ["people", "2"]
 
 
 def test_funnel_of_a_ledger_counts_the_quarantine_beside_it(spark):

@@ -217,7 +217,7 @@ def emission(objects: Objects, settings: Mock, plate: Plate, observed: np.ndarra
     kinds = {name: np.flatnonzero(objects.kind == i) for i, name in enumerate(KINDS)}
     parts = [
         own_lines(objects, np.flatnonzero(~np.isin(objects.kind, [KINDS.index("sky"), KINDS.index("star")]))),
-        _lyman_alpha(objects.u, kinds["lya"], settings),
+        lyman_alpha(objects.u, kinds["lya"], settings),
         _oii_interlopers(objects.u, kinds["oii"], settings),
         _airglow(observed, kinds["airglow"], plate),
         _cosmic_rays(observed, kinds["cosmic"], settings),
@@ -272,7 +272,7 @@ def _flux_and_width(wave: np.ndarray, u: np.ndarray, v: np.ndarray, settings: Mo
     return flux[chosen], np.maximum(fwhm, lines.LIGHT_KMS * settings.min_line_fwhm / wave)[chosen]
 
 
-def _lyman_alpha(u: np.ndarray, rows: np.ndarray, settings: Mock) -> Lines:
+def lyman_alpha(u: np.ndarray, rows: np.ndarray, settings: Mock) -> Lines:
     """Skew-normal lines; double-peaked ones get a fainter symmetric peak 250-700 km/s bluewards."""
     u = u[rows]
     wave = _in_window(u[:, 20], settings)

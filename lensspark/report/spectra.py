@@ -1,0 +1,187 @@
+"""What the dossiers draw: the spectra of a few hundred candidates, their neighbours and repeats, read again.
+
+On the driver, in numpy: candidates are scored once more, so that model and attention are those of the search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from lensspark import inference, schema
+from lensspark.eigen import DLOGLAM
+from lensspark.spectrum import pixel, usable_ivar, wavelength
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+    from lensspark.pipeline import Run
+
+Key = tuple[int, int, int, str]
+KEY = [column.name for column in schema.KEY]
+PLANES = ("flux", "ivar", "and_mask", "wdisp", "model")
+AROUND_PX = 60  # of a neighbour or repeat, on each side of the line
+MAX_OTHERS = 4  # neighbours and repeats of one candidate
+SAME_ARCSEC = 1.5  # two fibres this close have the same target (fibres are 2 arcsec wide)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Spectra on one grid: `keys`, the number of the first 1e-4 dex pixel, planes (n, n_pix); ivar 0 where no file."""
+
+    keys: list[Key]
+    first: int
+    planes: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, rows: np.ndarray) -> Pixels:
+        return Pixels([self.keys[i] for i in rows], self.first, {k: v[rows] for k, v in self.planes.items()})
+
+    @property
+    def wave(self) -> np.ndarray:
+        n_pix = next(iter(self.planes.values())).shape[1]
+        return wavelength(self.first + np.arange(n_pix))
+
+    def within(self, first: int, n_pix: int, names: Iterable[str]) -> list[np.ndarray]:
+        """Planes (n, n_pix) from pixel `first` on, 0 beyond the spectra."""
+        skip, found = first - self.first, []
+        for name in names:
+            plane = self.planes[name]
+            out = np.zeros((len(self), n_pix), plane.dtype)
+            low, high = max(skip, 0), min(skip + n_pix, plane.shape[1])
+            if low < high:
+                out[:, low - skip : high - skip] = plane[:, low:high]
+            found.append(out)
+        return found
+
+
+def read(spark: SparkSession, run: Run, keys: Iterable[Key], planes: tuple[str, ...] = PLANES,
+         window: str = "full") -> Pixels:
+    """The readable ones of the spectra `keys`, in the order of the keys."""
+    options = {"layout": run.config.read.layout, "window": window, "columns": ",".join(planes),
+               "keys": ",".join("-".join(map(str, key)) for key in keys)}
+    frame = spark.read.format("boss").options(**options).load(run.spectra).where("reason IS NULL")
+    rows = frame.select(*KEY, "loglam0", *planes).toPandas().sort_values(KEY)
+    start = np.rint(rows["loglam0"].to_numpy() / DLOGLAM).astype(int)
+    length = np.array([len(flux) for flux in rows["flux"]], dtype=int)
+    first, end = (start.min(), (start + length).max()) if len(rows) else (0, 0)
+    found = {}
+    for name in planes:
+        found[name] = np.zeros((len(rows), end - first), np.int32 if name == "and_mask" else np.float32)
+        for plane, at, values in zip(found[name], start - first, rows[name], strict=True):
+            if values is not None:
+                plane[at : at + len(values)] = values
+    return Pixels([tuple(row) for row in rows[KEY].itertuples(index=False)], int(first), found)
+
+
+def score(run: Run, pixels: Pixels, z_lens: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray]:
+    """(Prepared, p_line, heat) of the spectra in the model's window, as the search has them."""
+    return inference.scorer(run.model, run.config)(*pixels.within(*run.model.pixels, ("flux", "ivar", "and_mask")),
+                                                   z_lens)
+
+
+def shown(run: Run, pixels: Pixels, table: pd.DataFrame) -> dict[Key, dict[str, Any]]:
+    """Per key of `pixels` what page.write_report draws; `table` has the columns of schema.CANDIDATES, a row per key."""
+    if not len(pixels):
+        return {}
+    rows = table.set_index(KEY).loc[pixels.keys].reset_index()
+    z_lens = rows["z_lens"].to_numpy(float)
+    prepared, _, heat = score(run, pixels, z_lens)
+    ivar = usable_ivar(pixels.planes["ivar"], pixels.planes["and_mask"], z_lens, run.model.input, pixels.first)
+    model = _whole_model(pixels, prepared.model, *run.model.pixels)
+    with np.errstate(divide="ignore"):
+        sigma = np.where(ivar > 0, ivar**-0.5, np.nan)
+    first, n_pix = run.model.pixels
+    centres = wavelength(first + (np.arange(heat.shape[1]) + 0.5) * n_pix / heat.shape[1] - 0.5)
+    found = {}
+    for i, key in enumerate(pixels.keys):
+        inside = np.flatnonzero(pixels.planes["ivar"][i])
+        near = slice(inside[0], inside[-1] + 1) if inside.size else slice(0, 0)
+        found[key] = {"wave": pixels.wave[near], "flux": pixels.planes["flux"][i, near], "sigma": sigma[i, near],
+                      "model": model[i, near], "heat": (centres, heat[i])}
+    return found
+
+
+def _whole_model(pixels: Pixels, fitted: np.ndarray, first: int, n_pix: int) -> np.ndarray:
+    """The galaxy: the search's own fit inside the window, the pipeline's best fit outside; NaN where there is none."""
+    model = pixels.planes["model"].astype(float)
+    model[(model == 0) | ~np.isfinite(model)] = np.nan
+    at = np.arange(model.shape[1]) + pixels.first - first
+    inside = (at >= 0) & (at < n_pix)
+    model[:, inside] = fitted[:, at[inside]]
+    return model
+
+
+def others(spark: SparkSession, run: Run, ledger: DataFrame, table: pd.DataFrame) -> dict[Key, list[dict[str, Any]]]:
+    """Per candidate of `table` the neighbouring fibres and the repeats around its line, nearest first."""
+    pairs = pd.concat([_neighbours(ledger, table), _repeats(ledger, table)], ignore_index=True)
+    pairs = pairs.groupby([f"of_{name}" for name in KEY], sort=False).head(MAX_OTHERS)
+    if pairs.empty:
+        return {}
+    low, high = run.model.window
+    keys = sorted(set(pairs[KEY].itertuples(index=False, name=None)))
+    pixels = read(spark, run, keys, ("flux", "ivar", "and_mask"), f"{low!r},{high!r}")
+    place = {key: i for i, key in enumerate(pixels.keys)}
+    no_lines = np.zeros(len(pixels))
+    ivar = usable_ivar(pixels.planes["ivar"], pixels.planes["and_mask"], no_lines, run.model.input, pixels.first)
+    line = dict(zip(table[KEY].itertuples(index=False, name=None), table["line_wave"], strict=True))
+    found: dict[Key, list[dict[str, Any]]] = {}
+    for pair in pairs.itertuples(index=False):
+        key, own = tuple(pair[:4]), tuple(pair[4:8])
+        if key in place and np.isfinite(line[own]):
+            centre = int(np.rint(pixel(line[own]))) - pixels.first
+            near = slice(max(centre - AROUND_PX, 0), centre + AROUND_PX + 1)
+            weight = ivar[place[key], near]
+            with np.errstate(divide="ignore"):
+                sigma = np.where(weight > 0, weight**-0.5, np.nan)
+            if np.isfinite(sigma).any():
+                found.setdefault(own, []).append({
+                    "kind": pair.kind, "label": f"{pair.kind} {'-'.join(map(str, key[:3]))}", "wave": pixels.wave[near],
+                    "flux": pixels.planes["flux"][place[key], near], "sigma": sigma})
+    return found
+
+
+def _neighbours(ledger: DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """The fibres before and after each candidate's: KEY, of_KEY, kind."""
+    beside = [table[KEY].assign(fiberid=table["fiberid"] + step, **{f"of_{n}": table[n] for n in KEY})
+              for step in (-1, 1)]
+    frame = ledger.sparkSession.createDataFrame(pd.concat(beside, ignore_index=True))
+    found = ledger.select(*KEY).join(frame, on=KEY, how="inner").toPandas()
+    return found[[*KEY, *(f"of_{name}" for name in KEY)]].assign(kind="neighbour")
+
+
+def _repeats(ledger: DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Other spectra within SAME_ARCSEC of each candidate: KEY, of_KEY, kind."""
+    from pyspark.sql import functions as F
+
+    placed = table[[*KEY, "ra", "dec"]].dropna()
+    own = placed.rename(columns={name: f"of_{name}" for name in [*KEY, "ra", "dec"]})
+    names = [*KEY, *(f"of_{name}" for name in KEY)]
+    if own.empty:
+        return pd.DataFrame(columns=[*names, "kind"])
+    radius = SAME_ARCSEC / 3600
+    strip = lambda dec: F.floor(dec / radius)  # noqa: E731
+    near = ledger.sparkSession.createDataFrame(own).withColumn(
+        "strip", F.explode(F.sequence(strip(F.col("of_dec")) - 1, strip(F.col("of_dec")) + 1)))
+    frame = ledger.select(*KEY, "ra", "dec").withColumn("strip", strip(F.col("dec")))
+    frame = frame.join(F.broadcast(near), on="strip", how="inner")
+    east = (F.pmod(F.col("ra") - F.col("of_ra") + 180, F.lit(360.0)) - 180) * F.cos(F.radians("dec"))
+    close = F.pow(east, 2) + F.pow(F.col("dec") - F.col("of_dec"), 2) < radius**2
+    other = (F.col("plate") != F.col("of_plate")) | (F.col("mjd") != F.col("of_mjd"))
+    return frame.where(close & other).select(*names).toPandas().assign(kind="repeat")
+
+
+def candidate_spectra(spark: SparkSession, run: Run, ledger: DataFrame, table: pd.DataFrame
+                      ) -> dict[Key, Mapping[str, Any]]:
+    """What the report draws of each candidate of `table`, read and scored again: a few hundred spectra."""
+    if table.empty:
+        return {}
+    pixels = read(spark, run, table[KEY].itertuples(index=False, name=None))
+    found, beside = shown(run, pixels, table), others(spark, run, ledger, table)
+    return {key: {**spectrum, "others": beside.get(key, [])} for key, spectrum in found.items()}

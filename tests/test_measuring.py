@@ -1,0 +1,107 @@
+"""Hits, neighbours and repeats are read again and measured; what cannot be read stays null and stops nothing."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+from small_model import make_model
+
+from lensspark import config, measure, mock, schema, source
+from lensspark.config import resource
+from lensspark.eigen import Basis
+from lensspark.mock import files
+from lensspark.vetting import Veto, measuring, vet
+
+SETTINGS = config.load([], ["score.threshold=0.5", "read.layout=lite"])
+PLATE, MJD = 4100, 55300
+WAVE, FLUX, WIDTH = 4300.0, 30.0, 2.2  # a line in fibre 10; four times as bright in 11; again on the next plate
+
+
+def light(flux, loglam0, n_pix, at=WAVE):
+    x = np.arange(n_pix) - (np.log10(at) - loglam0) * 1e4
+    return flux * np.exp(-0.5 * (x / WIDTH) ** 2) / (WIDTH * np.sqrt(2 * np.pi)) / (at * np.log(10) * 1e-4)
+
+
+def plate(number, fibres, added):
+    """Mock spectra of clean galaxies, with lines of `added` {fibre: flux}."""
+    kinds = ("lya", "oii", "airglow", "cosmic", "lens_line", "crosstalk", "sky", "star")
+    quiet = dataclasses.replace(SETTINGS.mock, **dict.fromkeys(kinds, 0))
+    basis = Basis.load(resource("data/eigenbasis.npz"))
+    spectra = mock.observe_plate(5, number, MJD, np.array(fibres), quiet, basis)
+    for i, fibre in enumerate(fibres):
+        spectra["flux"][i] += light(added.get(fibre, 0.0), spectra["loglam0"][i], spectra["flux"].shape[1])
+    return spectra
+
+
+@pytest.fixture(scope="module")
+def survey(tmp_path_factory):
+    """Lite files of two plates; fibre 13 of the first is a hit whose file is gone."""
+    root = tmp_path_factory.mktemp("survey")
+    for number, added in ((PLATE, {10: FLUX, 11: 4 * FLUX, 500: FLUX, 501: 4 * FLUX}), (PLATE + 2, {10: FLUX})):
+        fibres = [9, 10, 11, 13, 500, 501]
+        for path, data in files.lite_files(plate(number, fibres, added)):
+            if number == PLATE and "-0013." in path:
+                continue
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_bytes(data)
+    return root
+
+
+@pytest.fixture(scope="module")
+def gathered(spark, survey):
+    """measuring.gathered of three hits, as the scoring stage would have found them."""
+    source.register(spark)
+    rows = [(number, MJD, fibre, "v5_7_0", 150.0 + fibre, 10.0, 0.45, 0.45, 220.0, 20.0,
+             0.9 if number == PLATE and fibre in (10, 13, 500) else 0.1, WAVE, FLUX, None)
+            for number in (PLATE, PLATE + 2) for fibre in (9, 10, 11, 13, 500, 501)]
+    names = ["plate", "mjd", "fiberid", "run2d", "ra", "dec", "z", "z_lens", "vdisp", "vdisp_err", "p_line",
+             "line_wave", "line_flux", "reason"]
+    types = {column.name: column.type for column in schema.SCORED.columns}
+    scored = spark.createDataFrame(rows, ", ".join(f"{name} {types[name]}" for name in names))
+    scored = schema.SCORED.conform(scored)
+    wanted = measuring.targets(scored, SETTINGS)
+    pixels = measuring.read_targets(spark, str(survey), wanted, SETTINGS)
+    measured = measuring.measure_targets(pixels, make_model(), SETTINGS)
+    return wanted.toPandas(), measuring.gathered(wanted, measured, SETTINGS)
+
+
+def test_targets_are_the_hits_their_neighbours_and_repeats(gathered):
+    wanted, _ = gathered
+    found = {(row.role, row.plate, row.fiberid, row.hit_fiberid) for row in wanted.itertuples()}
+    hits = {("hit", PLATE, fibre, fibre) for fibre in (10, 13, 500)}
+    pairs = ((9, 10), (11, 10), (11, 13))  # 501 is beside 500 in number only, on the other spectrograph
+    beside = {("neighbour", PLATE, fibre, hit) for fibre, hit in pairs}
+    again = {("repeat", PLATE + 2, fibre, fibre) for fibre in (10, 13, 500)}
+    assert found == hits | beside | again
+
+
+def test_neighbours_repeats_and_vanished_spectra(gathered):
+    got = gathered[1].toPandas().set_index("fiberid")
+    assert len(got) == 3 and set(got.columns) >= {*measure.COLUMNS, "n_repeat", "neighbour_ratio", "repeat_snr"}
+    bright = got.loc[10]
+    assert bright["neighbour_fiber"] == 11 and bright["n_neighbour"] == 2
+    np.testing.assert_allclose(bright["neighbour_ratio"], 4, rtol=0.2)
+    assert bright["n_repeat"] == 1 and bright["n_repeat_confirmed"] == 1 and bright["repeat_tension"] < 1
+    np.testing.assert_allclose(bright["z_source"], WAVE / 1215.67 - 1)
+    lonely = got.loc[500]
+    assert lonely["n_neighbour"] == 0 and pd.isna(lonely["neighbour_ratio"]) and pd.isna(lonely["neighbour_fiber"])
+    assert lonely["n_repeat"] == 1 and lonely["n_repeat_confirmed"] == 0 and lonely["repeat_tension"] > 4
+    gone = got.loc[13]
+    assert gone[list(measure.COLUMNS)].isna().all() and gone["n_repeat"] == 1 and pd.isna(gone["repeat_tension"])
+
+
+def test_a_hit_that_could_not_be_read_again_fails_and_a_contradicted_one_too(gathered):
+    hits = gathered[1].selectExpr("*", "0.9D p_line", "3D line_peak", "9D line_snr", "0D line_mask_fraction",
+                                  "1 n_line_hits")
+    veto = vet(hits, SETTINGS).toPandas().set_index("fiberid")["veto"]
+    assert veto[13] & Veto.OII and veto[13] & Veto.SKEWNESS and not veto[13] & Veto.REPEAT
+    assert veto[500] & Veto.REPEAT and veto[10] & Veto.NEIGHBOUR and not veto[10] & Veto.REPEAT
+
+
+def test_no_hits_no_reading(spark, survey):
+    scored = schema.SCORED.conform(spark.createDataFrame([], schema.SCORED.struct_type()))
+    wanted = measuring.targets(scored, SETTINGS)
+    assert measuring.read_targets(spark, str(survey), wanted, SETTINGS) is None
+    got = measuring.gathered(wanted, None, SETTINGS)
+    assert got.count() == 0 and {*measure.COLUMNS, "n_repeat"} <= set(got.columns)
