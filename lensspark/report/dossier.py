@@ -241,6 +241,6 @@ def payload(row: Mapping[str, Any], spectrum: Mapping[str, Any] | None, cuts: It
     if spectrum.get("fit"):
         data["fit"] = pack_fit(spectrum["fit"], row)
     if line is not None and spectrum.get("others"):
-        data["others"] = [{"label": other["label"], "kind": other["kind"], **pack(other)}
+        data["others"] = [{"label": clean(other["label"]), "kind": other["kind"], **pack(other)}
                           for other in spectrum["others"]]
     return data
