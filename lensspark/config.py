@@ -134,6 +134,9 @@ class Score:
     engine: str = _field(**_one_of("auto", "openvino", "tensorflow"))
     precision: str = _field(**_one_of("f32", "bf16"))
     batch_size: int = _field(**_between(1, 100_000))
+    null_fraction: float = _field(**_between(0, 1))
+    null_seed: int = _field(**_between(0, 2**31 - 1))
+    null_sky: bool = _field()
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,38 @@ class Vetting:
     min_line_snr: float = _field(**_between(-1e6, 1e6))
     max_mask_fraction: float = _field(**_between(0, 1))
     max_line_hits: int = _field(**_between(1, 10_000))
+    profile_half_width_px: int = _field(**_between(8, 100))
+    noise_correlation: float = _field(**_between(0, 0.5))
+    identity_priors: tuple[float, ...] = _field(**_between(0, 1), length=10)
+    min_p_identity: float = _field(**_between(0, 1))
+    cosmology: str = _field(**_one_of("WMAP5", "WMAP7", "WMAP9", "Planck13", "Planck15", "Planck18"))
+    fibre_diameter: float = _field(**_between(0.1, 100))
+    max_sn_oii_veto: float = _field(**_between(-1e6, 1e6))
+    min_p_lya: float = _field(**_between(0, 1))
+    min_p_skew_positive: float = _field(**_between(0, 1))
+    min_dchi2_skew: float = _field(**_between(-1e6, 1e6))
+    max_dchi2_spike: float = _field(**_between(-1e6, 1e6))
+    overdensity_min_p_line: float = _field(**_between(0, 1))
+    overdensity_min_snr: float = _field(**_between(-1e6, 1e6))
+    overdensity_bin_px: int = _field(**_between(1, 100))
+    overdensity_median_bins: int = _field(**_between(1, 10_001))
+    overdensity_grow: int = _field(**_between(0, 10))
+    max_overdensity: float = _field(**_between(0, 1e6))
+    min_p_overdensity: float = _field(**_between(0, 1))
+    same_wave_px: float = _field(**_between(0, 100))
+    min_p_same_wave: float = _field(**_between(0, 1))
+    neighbour_fibres: int = _field(**_between(0, 10))
+    neighbour_min_snr: float = _field(**_between(0, 1e6))
+    max_neighbour_ratio: float = _field(**_between(0, 1e6))
+    repeat_radius: float = _field(**_between(0.01, 60))
+    repeat_max_px: float = _field(**_between(0, 20))
+    repeat_min_snr: float = _field(**_between(0, 1e6))
+    repeat_flux_loss: float = _field(**_between(0, 1))
+    max_repeat_tension: float = _field(**_between(0, 1e6))
+    q_snr_edge: float = _field(**_between(-1e6, 1e6))
+    max_q_value: float = _field(**_between(0, 1))
+    known_lenses: tuple[str, ...] = _field()
+    known_lens_radius: float = _field(**_between(0.01, 60))
 
 
 @dataclass(frozen=True)
@@ -201,12 +236,24 @@ def load(files: list[str] | tuple[str, ...] = (), settings: list[str] | tuple[st
 
     Raises ConfigError for a file that cannot be read, an unknown key, a wrong type or a value out of its limits.
     """
-    tree = _read_toml(resource("conf/default.toml"))
+    return over(from_dict(_read_toml(resource("conf/default.toml"))), files, settings)
+
+
+def over(base: Config, files: list[str] | tuple[str, ...] = (), settings: list[str] | tuple[str, ...] = ()) -> Config:
+    """`base`, overlaid by TOML `files` in order and then by `settings`, as `load` overlays the defaults."""
+    tree = base.as_dict()
     for file in files:
         _overlay(tree, _read_toml(Path(file)), str(file))
     for setting in settings:
         _overlay(tree, _parse_setting(setting), f"--set {setting}")
     return from_dict(tree)
+
+
+def stored(tree: dict[str, Any]) -> Config:
+    """The configuration that a run card holds; keys that are younger than it have their defaults."""
+    base = _read_toml(resource("conf/default.toml"))
+    _overlay(base, tree, "run.json")
+    return from_dict(base)
 
 
 def from_dict(tree: dict[str, Any]) -> Config:

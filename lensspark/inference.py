@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from lensspark import engine, schema
@@ -22,8 +22,10 @@ from lensspark.spectrum import Prepared, prepare
 
 INPUT = ("flux", "ivar", "and_mask", "z_lens", "loglam0")
 TOO_FEW_PIXELS = "too_few_usable_pixels"  # beside the sample's criteria in not_selected_because
-_OUTPUT = schema.Table("measured", (*schema.LINE, schema.Column("scorable", "boolean", "enough usable pixels")))
-_NUMBERS = tuple(column.name for column in schema.LINE)
+_SCORABLE = schema.Column("scorable", "boolean", "enough usable pixels")
+_OUTPUT = schema.Table("measured", (*schema.LINE, *schema.NULLS, _SCORABLE))
+_NUMBERS = tuple(column.name for column in schema.LINE + schema.NULLS)
+_NULL_OF = {"null_p_line": "p_line", "null_wave": "line_wave", "null_snr": "line_snr"}
 
 Scorer = Callable[..., tuple[Prepared, np.ndarray, np.ndarray]]
 
@@ -58,15 +60,17 @@ def _scorer_once(files: dict[str, bytes], sha256: str, config: Config) -> Scorer
 
 
 def score(df: DataFrame, model: Model, config: Config) -> DataFrame:
-    """`df` (selected spectra in the model's window) as schema.SCORED: schema.LINE measured, pixels dropped.
+    """`df` (selected spectra in the model's window) as schema.SCORED: LINE and NULLS measured, pixels dropped.
 
-    Only rows with `selected` are scored; one with too few usable pixels stops being selected and says so. Raises
+    Only rows with `selected` are scored; one with too few usable pixels stops being selected and says so. A random
+    `score.null_fraction` of them is scored upside down too, and sky fibres as they are: both only fill NULLS. Raises
     ValueError if the engine is not installed on the driver.
     """
     engine.choose(config.score.engine)
-    pixels = [F.when(F.col("selected"), F.col(name)).alias(name) for name in INPUT]
-    measured = df.withColumn("measured", _measure(df.sparkSession, model, config)(*pixels))
-    unusable = F.coalesce(~F.col("measured.scorable"), F.lit(False))
+    role = roles(config)
+    pixels = [F.when(role.isNotNull(), F.col(name)).alias(name) for name in INPUT]
+    measured = df.withColumn("measured", _measure(df.sparkSession, model, config)(*pixels, role))
+    unusable = F.coalesce(F.col("selected") & ~F.col("measured.scorable"), F.lit(False))
     because = F.when(unusable, F.lit(TOO_FEW_PIXELS)).otherwise(F.col("not_selected_because"))
     measured = measured.withColumns({
         "selected": F.col("selected") & ~unusable,
@@ -76,29 +80,66 @@ def score(df: DataFrame, model: Model, config: Config) -> DataFrame:
     return schema.SCORED.conform(measured.select(*schema.SCORED.names))
 
 
+def roles(config: Config) -> Column:
+    """What is to be done with a row: `score`, `both` (and once more upside down), `null` (a sky fibre), else null.
+
+    Which rows are `both` depends on key and seed alone, not on the order or the partitions.
+    """
+    key = [F.col(column.name) for column in schema.KEY]
+    drawn = F.pmod(F.xxhash64(F.lit(config.score.null_seed), *key), F.lit(2**31)) < config.score.null_fraction * 2**31
+    role = F.when(F.col("selected"), F.when(drawn, "both").otherwise("score"))
+    if config.score.null_sky:
+        sky = F.col("reason").isNull() & (F.upper(F.trim("objtype")) == "SKY") & F.col("z_lens").isNotNull()
+        role = role.when(sky, "null")
+    return role
+
+
+def shared_files(spark: Any, model: Model) -> Any:
+    """The model's files for workers, as `.value`: broadcast, or on Spark Connect in the function's closure."""
+    # Spark Connect has no broadcast of its own; the closure is shipped once per task.
+    return _Closure(model.files) if is_remote(spark) else spark.sparkContext.broadcast(model.files)
+
+
 def _measure(spark: Any, model: Model, config: Config) -> Callable:
-    # Spark Connect has no broadcast of its own; the function's closure, shipped once per task, does it there.
-    shared = _Closure(model.files) if is_remote(spark) else spark.sparkContext.broadcast(model.files)
+    shared = shared_files(spark, model)
     sha256, (_, n_pix) = model.sha256, model.pixels
 
     @F.pandas_udf(_OUTPUT.ddl)
     def measure(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
         score_batch = _scorer_once(shared.value, sha256, config)
-        for flux, ivar, and_mask, z_lens, loglam0 in batches:
-            rows = np.flatnonzero(flux.notna().to_numpy())
-            out = {name: np.full(len(flux), np.nan) for name in _NUMBERS}
-            scorable = np.full(len(flux), None, dtype=object)
+        for flux, ivar, and_mask, z_lens, loglam0, role in batches:
+            rows = np.flatnonzero(role.notna().to_numpy())
+            out = {name: np.full(len(role), np.nan) for name in _NUMBERS}
+            scorable = np.full(len(role), None, dtype=object)
             if len(rows):
                 planes = [_stack(column, rows, n_pix) for column in (flux, ivar, and_mask)]
-                prepared, p_line, heat = score_batch(*planes, z_lens.to_numpy()[rows])
-                found = measure_line(prepared, heat, loglam0.to_numpy()[rows], config.vetting.min_line_snr)
-                found["p_line"] = p_line
+                numbers = [column.to_numpy()[rows] for column in (z_lens, loglam0, role)]
+                found, scorable[rows] = _search(score_batch, planes, *numbers, config.vetting.min_line_snr)
                 for name, values in found.items():
-                    out[name][rows] = np.where(prepared.scorable, values, np.nan)
-                scorable[rows] = prepared.scorable
+                    out[name][rows] = values
             yield pd.DataFrame({**out, "scorable": scorable}).astype({"n_line_hits": "Int32", "scorable": "boolean"})
 
     return measure
+
+
+def _search(score_batch: Scorer, planes: list[np.ndarray], z_lens: np.ndarray, loglam0: np.ndarray, role: np.ndarray,
+            min_snr: float) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """LINE and NULLS columns, NaN where a row's role asks for none or it is not scorable; and what is scorable."""
+    def lines(rows: np.ndarray, flux: np.ndarray) -> tuple[Prepared, dict[str, np.ndarray]]:
+        prepared, p_line, heat = score_batch(flux, planes[1][rows], planes[2][rows], z_lens[rows])
+        found = measure_line(prepared, heat, loglam0[rows], min_snr) | {"p_line": p_line}
+        return prepared, {name: np.where(prepared.scorable, values, np.nan) for name, values in found.items()}
+
+    prepared, own = lines(np.arange(len(role)), planes[0])
+    found = {name: np.where(role == "null", np.nan, values) for name, values in own.items()}
+    found |= {null: np.where(role == "null", own[name], np.nan) for null, name in _NULL_OF.items()}
+    both = np.flatnonzero(role == "both")
+    if len(both):
+        # Upside down about its galaxy's model: noise and template residuals look alike, no emission line does.
+        _, flipped = lines(both, 2 * prepared.model[both] - planes[0][both])
+        for null, name in _NULL_OF.items():
+            found[null][both] = flipped[name]
+    return found, prepared.scorable
 
 
 class _Closure:

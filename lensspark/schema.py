@@ -141,23 +141,83 @@ LINE = (
     Column("n_line_hits", "int", "separate matched-filter peaks above the S/N floor", ucd="meta.number"),
 )
 
+# The same search where no line can be: in the spectrum turned upside down, or in a sky fibre (inference.py).
+NULLS = (
+    Column("null_p_line", "double", "network's score of the null spectrum: upside down, or a sky fibre's own",
+           ucd="stat.probability"),
+    Column("null_wave", "double", "wavelength of its line", "Angstrom", "em.wl.central"),
+    Column("null_snr", "double", "matched-filter S/N of its line", ucd="stat.snr"),
+)
+
 HIT = (Column("is_hit", "boolean", "p_line is above the threshold", ucd="meta.code"),)
 
 # Measured for hits by the vetting stages; null until such a stage has run.
 VETTING = (
     Column("z_source", "double", "redshift of the source if the line is Lyman alpha", ucd="src.redshift"),
+    Column("profile_flux", "double", "flux of the skew-normal fit", LINE_FLUX_UNIT, "phot.flux;spect.line"),
+    Column("profile_flux_err", "double", "error of profile_flux", LINE_FLUX_UNIT, "stat.error;phot.flux"),
+    Column("profile_wave", "double", "peak of the skew-normal fit, vacuum", "Angstrom", "em.wl;spect.line"),
+    Column("profile_wave_err", "double", "error of profile_wave", "Angstrom", "stat.error;em.wl"),
+    Column("profile_width", "double", "rms width of the skew-normal fit as observed", "pix", "spect.line.width"),
+    Column("profile_width_err", "double", "error of profile_width", "pix", "stat.error;spect.line.width"),
+    Column("profile_chi2", "double", "chi2 of the skew-normal fit with a constant", ucd="stat.fit.chi2"),
+    Column("profile_dof", "double", "degrees of freedom of profile_chi2", ucd="stat.fit.dof"),
     Column("alpha", "double", "shape parameter of the skew-normal profile", ucd="stat.param;spect.line"),
     Column("alpha_err", "double", "error of alpha", ucd="stat.error"),
+    Column("alpha_low", "double", "lower end of alpha's 68 % interval", ucd="stat.error;stat.min"),
+    Column("alpha_high", "double", "upper end of alpha's 68 % interval", ucd="stat.error;stat.max"),
     Column("p_skew_positive", "double", "probability that alpha > 0", ucd="stat.probability"),
     Column("dchi2_skew", "double", "chi2(Gaussian) - chi2(skew normal)", ucd="stat.fit.chi2"),
+    Column("dchi2_oii", "double", "chi2([OII] doublet) - chi2(skew normal)", ucd="stat.fit.chi2"),
+    Column("dchi2_double", "double", "chi2(two peaks) - chi2(skew normal)", ucd="stat.fit.chi2"),
+    Column("line_width_over_lsf", "double", "rms width of a Gaussian fit over that of the line-spread function"),
+    Column("line_width_over_lsf_err", "double", "error of line_width_over_lsf", ucd="stat.error"),
+    Column("dchi2_spike", "double", "chi2(Gaussian of the LSF's width or wider) - chi2(spike); > 0 favours a spike",
+           ucd="stat.fit.chi2"),
+    Column("identity", "string", "lya, oii, ciii, civ, mgii, hbeta, oiii, lens, sky, cosmic or undecided",
+           ucd="meta.code.class;spect.line"),
+    Column("p_lya", "double", "probability that the line is Lyman alpha", ucd="stat.probability"),
+    Column("p_oii", "double", "probability that the line is [OII]", ucd="stat.probability"),
+    Column("p_other", "double", "probability that the line is anything else", ucd="stat.probability"),
+    *(Column(f"p_{name}", "double", f"share of p_other: {text}", ucd="stat.probability") for name, text in (
+        ("ciii", "CIII] 1909"), ("civ", "CIV 1549"), ("mgii", "Mg II 2799"), ("hbeta", "Hbeta"), ("oiii", "[OIII] 5008"),
+        ("lens", "line of the lens"), ("sky", "line of the night sky"), ("cosmic", "cosmic ray"))),
+    Column("sn_lya", "double", "largest S/N at NV, CIV, HeII, CIII] if the line were Lyman alpha", ucd="stat.snr"),
     Column("sn_oii_veto", "double", "largest S/N at Hbeta, [OIII], Halpha if the line were [OII]", ucd="stat.snr"),
+    Column("sn_ciii", "double", "largest S/N at CIV, Mg II, [OII] if the line were CIII]", ucd="stat.snr"),
+    Column("sn_civ", "double", "largest S/N at CIII], Mg II if the line were CIV", ucd="stat.snr"),
+    Column("sn_mgii", "double", "largest S/N at [OII], Hbeta, [OIII] if the line were Mg II", ucd="stat.snr"),
+    Column("sn_hbeta", "double", "largest S/N at [OIII], Halpha if the line were Hbeta", ucd="stat.snr"),
+    Column("sn_oiii", "double", "largest S/N at Hbeta, [OIII] 4960, Halpha if the line were [OIII] 5008", ucd="stat.snr"),
     Column("theta_e", "double", "Einstein radius of a singular isothermal sphere", "arcsec", "pos.angDistance"),
+    Column("theta_e_err", "double", "error of theta_e", "arcsec", "stat.error;pos.angDistance"),
+    Column("p_multiple", "double", "probability that a source in the fibre is multiply imaged", ucd="stat.probability"),
+    Column("image_separation", "double", "expected separation of two images", "arcsec", "pos.angDistance"),
+    Column("overdensity_lens", "double", "excess of lines at its lens-frame wavelength over the median", "",
+           "stat.value"),
+    Column("overdensity_observed", "double", "excess of lines at its observed wavelength over the running median", "",
+           "stat.value"),
+    Column("p_fibre", "double", "probability of so many lines in its fibre number", ucd="stat.probability"),
+    Column("p_plate", "double", "probability of so many lines on its plate", ucd="stat.probability"),
+    Column("p_night", "double", "probability of so many lines in its night", ucd="stat.probability"),
+    Column("n_same_wave", "int", "other fibres of its plate and night with its line", ucd="meta.number"),
+    Column("p_same_wave", "double", "probability of so many lines of the plate there", ucd="stat.probability"),
     Column("n_repeat", "int", "other observations of the same object in the run", ucd="meta.number"),
     Column("n_repeat_confirmed", "int", "repeats that show the line too", ucd="meta.number"),
+    Column("repeat_snr", "double", "S/N of the line in all observations of the object together", ucd="stat.snr"),
+    Column("repeat_tension", "double", "sigma by which the line is too faint in the worst repeat", ucd="stat.value"),
     Column("neighbour_fiber", "int", "neighbour fibre with a brighter line at the same wavelength", ucd="meta.id"),
-    Column("q_value", "double", "empirical false-alarm rate of the hit", ucd="stat.probability"),
+    Column("n_neighbour", "int", "neighbour fibres that were measured there", ucd="meta.number"),
+    Column("neighbour_ratio", "double", "flux of the brightest neighbour's line over the hit's",
+           ucd="phot.flux;arith.ratio"),
+    Column("q_value", "double", "false-discovery rate among hits at least as significant", ucd="stat.probability"),
     Column("known_lens", "string", "name of the known lens at this position", ucd="meta.id.cross"),
+    Column("followup", "double", "priority for follow-up, 0-1 (lensspark.vetting.rank)", ucd="stat.value"),
+    Column("grade", "string", "grade given by a person: A, B, C, or R for reject", ucd="meta.code.qual"),
+    Column("comment", "string", "what the person said", ucd="meta.note"),
 )
+
+VETTING_NAMES = tuple(column.name for column in VETTING)
 
 VERDICT = (
     Column("veto", "int", "bits of the cuts that the hit failed (lensspark.vetting.Veto); 0 = candidate; null = no hit",
@@ -167,10 +227,22 @@ VERDICT = (
 )
 
 # One row per readable input spectrum.
-LEDGER = Table("ledger", KEY + CATALOGUE + SELECTION + LINE + HIT + VETTING + VERDICT + PROVENANCE)
+LEDGER = Table("ledger", KEY + CATALOGUE + SELECTION + LINE + NULLS + HIT + VETTING + VERDICT + PROVENANCE)
+
+# The bins and groups that over-densities were looked for in (vetting/overdensity.py).
+OVERDENSITY = Table("overdensity", (
+    Column("frame", "string", "lens or observed (wavelength), fiberid, plate or mjd"),
+    Column("bin", "long", "number of the bin of log10 wavelength; else fibre, plate or night"),
+    Column("value", "double", "wavelength at the bin's centre, Angstrom; else as bin"),
+    Column("n", "long", "lines counted"),
+    Column("expected", "double", "running median, at least 1; else the survey's mean rate times the spectra there"),
+    Column("excess", "double", "(n - expected) / sqrt(expected), the largest of a bin and those beside it"),
+    Column("probability", "double", "Poisson probability of n or more; null for wavelengths"),
+    Column("flagged", "boolean", "over the limit of its cut"),
+))
 
 # What the pass over the pixels leaves behind: the ledger before vetting, with the quarantine's rows still in it.
-SCORED = Table("scored", KEY + CATALOGUE + SELECTION + LINE + PROVENANCE + FAULT)
+SCORED = Table("scored", KEY + CATALOGUE + SELECTION + LINE + NULLS + PROVENANCE + FAULT)
 
 # The reference's Table 1 columns lead: name, position, redshifts, magnitude, line flux, skewness.
 CANDIDATES = Table(

@@ -10,6 +10,7 @@
 | columns | flux,ivar,and_mask | pixel planes, of schema.PIXELS |
 | plates | all | comma list of plate numbers |
 | keys | all | comma list of plate-mjd-fiberid[-run2d]: only these spectra |
+| absent | error | or skip: what to do about plates and keys that have no file |
 | target_partition_mb | 512 | bytes of input per partition; small inputs give each core of the driver one |
 | max_rows_per_batch | 512 | rows per Arrow batch |
 
@@ -55,6 +56,7 @@ class Options:
     columns: tuple[str, ...] = ("flux", "ivar", "and_mask")
     plates: frozenset[int] | None = None
     keys: frozenset[Key] | None = None
+    absent: str = "error"
     target_partition_mb: int = 512
     max_rows_per_batch: int = 512
 
@@ -118,6 +120,12 @@ def _keys(name: str, text: str) -> frozenset[Key]:
     return frozenset(Key(*map(int, match.groups()[:3]), match[4]) for match in matches)
 
 
+def _absent(name: str, text: str) -> str:
+    if text not in ("error", "skip"):
+        raise ValueError(f"{name} = {text!r}: expected error or skip")
+    return text
+
+
 def _count(name: str, text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"{name} = {text!r}: expected a whole number >= 1")
@@ -125,7 +133,7 @@ def _count(name: str, text: str) -> int:
 
 
 _PARSERS: dict[str, Any] = {
-    "layout": _layout, "window": _window, "columns": _columns, "plates": _plates, "keys": _keys,
+    "layout": _layout, "window": _window, "columns": _columns, "plates": _plates, "keys": _keys, "absent": _absent,
     "target_partition_mb": _count, "max_rows_per_batch": _count,
 }
 
@@ -164,7 +172,7 @@ class BossReader(DataSourceReader):
 
     def partitions(self) -> list[Files]:
         o = self.options
-        survey = survey_files(o.root, o.layout, o.plates, o.keys)
+        survey = survey_files(o.root, o.layout, o.plates, o.keys, o.absent == "skip")
         units = join_catalogues(survey.units, survey.catalogues)
         return [Files(block) for block in blocks(units, o.target_partition_mb * 1_000_000, os.cpu_count() or 1)]
 

@@ -12,10 +12,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # A new module of lensspark/ is entered here; what is named here and not written yet is no error.
 LAYERS = {
     "contracts": {"schema", "config"},
-    "pure": {"boss", "eigen", "grades", "lensing", "lines", "locate", "matched_filter", "mock", "model", "population",
-             "profile", "spectrum", "svg"},
+    "pure": {"boss", "counterpart", "eigen", "grades", "identity", "lensing", "lines", "locate", "matched_filter",
+             "measure", "mock", "model", "population", "profile", "spectrum", "svg"},
     "network": {"network", "engine", "training"},
-    "spark": {"catalogue", "compare", "evaluation", "inference", "pipeline", "report", "selection", "session",
+    "spark": {"catalogue", "compare", "evaluation", "inference", "pipeline", "recut", "report", "selection", "session",
               "simulate", "source", "training_set", "vetting"},
     "jobs": {"cli"},
 }

@@ -86,7 +86,8 @@ class Survey:
 
 
 def survey_files(
-    root: str, layout: str = "auto", plates: set[int] | None = None, keys: set[Key] | None = None
+    root: str, layout: str = "auto", plates: set[int] | None = None, keys: set[Key] | None = None,
+    skip_absent: bool = False,
 ) -> Survey:
     """The spectra below `root` (local path or fsspec URL), each once per RUN2D tree.
 
@@ -95,7 +96,7 @@ def survey_files(
     cannot be listed, a misnamed spectrum and an spPlate without spZbest are units of kind fault. Copies of one
     spec file within one RUN2D tree are one spectrum: the first path in order is read.
 
-    Raises ValueError if `root` is missing or holds no spectra, or none of an asked plate or key.
+    Raises ValueError if `root` is missing or holds no spectra, or, unless `skip_absent`, none of an asked plate or key.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout = {layout!r}: expected one of {list(LAYOUTS)}")
@@ -109,10 +110,10 @@ def survey_files(
     if plates is not None:
         units = [unit for unit in units if unit.plate in plates or unit.plate is None]
         missing = sorted(plates - {unit.plate for unit in units})
-        if missing:
+        if missing and not skip_absent:
             raise ValueError(f"{root}: no spectra of plates {missing[:10]} (layout {layout!r})")
     if keys is not None:
-        units = _only(units, keys)
+        units = _only(units, keys, skip_absent)
     catalogues = sorted(e.path for e in entries if not e.is_dir and CATALOGUE.fullmatch(_name(e.path)))
     return Survey(tuple(sorted(units, key=lambda u: (u.plate or 0, u.mjd or 0, u.path))), tuple(catalogues))
 
@@ -239,7 +240,7 @@ def _pair(unit: Unit, zbests: list[Entry] | None) -> Unit:
     return replace(unit, zbest=best.path, zbest_size=best.size)
 
 
-def _only(units: list[Unit], keys: set[Key]) -> list[Unit]:
+def _only(units: list[Unit], keys: set[Key], skip_absent: bool) -> list[Unit]:
     wanted: dict[tuple[int, int], list[tuple[int, str | None]]] = {}
     for key in sorted(keys, key=lambda k: k[:3]):
         wanted.setdefault((key.plate, key.mjd), []).append((key.fiberid, key.run2d))
@@ -250,6 +251,6 @@ def _only(units: list[Unit], keys: set[Key]) -> list[Unit]:
             kept.append(replace(unit, fibers=tuple(fibers)))
     found = {(unit.plate, unit.mjd, fiberid) for unit in kept for fiberid, _ in unit.fibers}
     missing = sorted({key[:3] for key in keys} - found)
-    if missing:
+    if missing and not skip_absent:
         raise ValueError(f"no files of plate-mjd-fiberid {['-'.join(map(str, key)) for key in missing[:10]]}")
     return kept

@@ -26,12 +26,12 @@ def make(spark: SparkSession, run: Run, ledger: DataFrame, candidates: pd.DataFr
     from lensspark.report.blind import make_blind
     from lensspark.report.spectra import candidate_spectra
 
-    facts = catalogue.run_card(funnel, run.configuration, run.model.sha256, run.manifest_sha256, run.timings)
+    facts = catalogue.run_card(funnel, run.configuration, run.model_sha256, run.manifest_sha256, run.timings)
     table = candidates.head(run.config.report.max_candidates)
     hits = ledger.where("is_hit").select("line_wave", "z_lens", "veto").limit(MAX_HITS).toPandas()
     blind = None
-    if run.config.report.blind_fakes:
+    if run.config.report.blind_fakes and run.model is not None:
         blind = make_blind(spark, run, ledger)
         catalogue.write_file(run.path("report/blind_key.csv"), blind.key.to_csv(index=False).encode())
-    shown = candidate_spectra(spark, run, ledger, table)
+    shown = candidate_spectra(spark, run, ledger, table) if run.model is not None else {}
     write_report(run.path("report/index.html"), table, shown, facts, hits, blind)

@@ -1,0 +1,108 @@
+"""A re-cut: new limits, and the verdicts of people, on a finished run, from its ledger alone."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from lensspark import catalogue, config, grades, pipeline, schema
+from lensspark.catalogue import join
+from lensspark.config import Config
+from lensspark.model import Model
+from lensspark.pipeline import Run, spark_path
+from lensspark.vetting import evidence
+from lensspark.vetting.known import read_known
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from pyspark.sql import DataFrame, SparkSession
+
+log = logging.getLogger(__name__)
+
+# What a re-cut may change: (section, keys or None for all of them).
+FREE = {"vetting": None, "score": ("threshold",), "report": None, "limits": None}
+
+
+def plan(parent: str, out: str, files: list[str], settings: list[str], graded: str | None = None) -> Run:
+    """The re-cut of the finished run in `parent`, its configuration overlaid by `files` and `settings`.
+
+    Raises ValueError if there is no such run, if a setting needs a new search, if a table cannot be read, or if `out`
+    cannot be written or holds another run.
+    """
+    card = pipeline.finished_card(parent)
+    before = config.from_dict(card["configuration"])
+    wanted = config.over(before, files, settings)
+    _check_free(before, wanted)
+    facts: dict[str, Any] = {"parent": parent, "parent_run_id": card["run_id"]}
+    people = None
+    if graded:
+        try:
+            people = grades.read(graded)
+        except OSError as error:
+            raise ValueError(f"--grades {graded}: {error.strerror or error}") from error
+        facts |= {"grades": graded, "grades_sha256": catalogue.digest(people.astype(str).to_numpy().tolist())}
+    run = Run(card["spectra"], out, _model(card), wanted, card["input_manifest_sha256"], card["model_sha256"],
+              read_known(wanted.vetting.known_lenses), people, card["run_id"], facts)
+    pipeline.claim(run)
+    return run
+
+
+def _check_free(before: Config, wanted: Config) -> None:
+    old, new = before.as_dict(), wanted.as_dict()
+    for section, values in new.items():
+        for key, value in values.items():
+            free = section in FREE and (FREE[section] is None or key in FREE[section])
+            if value != old[section][key] and not free:
+                raise ValueError(f"{section}.{key} = {value!r}: the run was made with {old[section][key]!r}, and "
+                                 "another value needs a new search (jobs/predict.py)")
+
+
+def _model(card: dict[str, Any]) -> Model | None:
+    """The run's model, for the report's plots; None where it or the survey is not at hand any more."""
+    try:
+        model = Model.named(card["model"])
+        found = pipeline.manifest(card["spectra"], card["configuration"]["read"]["layout"])
+    except (ValueError, OSError) as error:
+        log.info("the report will have no plots: %s", error)
+        return None
+    same = (model.sha256, found) == (card["model_sha256"], card["input_manifest_sha256"])
+    if not same:
+        log.info("the report will have no plots: the survey or the model is another one than that of the run")
+    return model if same else None
+
+
+def recut(spark: SparkSession, run: Run, parent: str) -> int:
+    """Writes the re-cut's ledger, candidates, report and run card; the exit code."""
+    from lensspark import source
+
+    source.register(spark)
+    with run.stage(spark, "vet"):
+        read = partial(_read, spark, parent)
+        pipeline.write_quarantine(read(schema.QUARANTINE, "quarantine"), run)
+        rows = read(schema.LEDGER, "ledger").drop("is_hit", "veto", "run_id", "model_sha256", *evidence.COLUMNS)
+        if run.grades is not None:
+            rows = graded(rows, run.grades)
+        funnel = pipeline.write_verdicts(spark, rows, run, by_plate=True)
+    return pipeline.publish(spark, run, funnel)
+
+
+def _read(spark: SparkSession, parent: str, table: schema.Table, name: str) -> DataFrame:
+    # Columns that are younger than the run are null.
+    return spark.read.schema(table.struct_type()).parquet(spark_path(join(parent, name)))
+
+
+def graded(rows: DataFrame, people: pd.DataFrame) -> DataFrame:
+    """`rows` with the grades and comments of `people` (grades.read), in place of those that they have for its keys."""
+    from pyspark.sql import functions as F
+
+    types = "plate int, mjd int, fiberid int, run2d string, new_grade string, new_comment string"
+    new = people.rename(columns={"grade": "new_grade", "comment": "new_comment"})
+    key = [column.name for column in schema.KEY]
+    table = rows.sparkSession.createDataFrame(new[[*key, "new_grade", "new_comment"]], types)
+    joined = rows.join(F.broadcast(table), on=key, how="left")
+    again = F.col("new_grade").isNotNull()
+    return joined.withColumns({
+        "grade": F.when(again, F.col("new_grade")).otherwise(F.col("grade")),
+        "comment": F.when(again, F.col("new_comment")).otherwise(F.col("comment")),
+    }).drop("new_grade", "new_comment")

@@ -1,0 +1,170 @@
+"""Measuring: the spectra of hits, of their neighbours on the CCD and of repeated observations, read once more.
+
+What is read is a table of targets, one row per (spectrum, hit); the spectra never leave the workers. `measure` of the
+hits is lensspark.measure's; in the others the counterpart of the hit's line is looked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from lensspark import measure, schema
+from lensspark.config import Config
+from lensspark.counterpart import counterpart
+from lensspark.model import Model
+from lensspark.vetting import sky
+
+KEY = [column.name for column in schema.KEY]
+HIT_KEY = [f"hit_{name}" for name in KEY]
+HIT, NEIGHBOUR, REPEAT = "hit", "neighbour", "repeat"
+OF_THE_HIT = ("line_wave", "line_flux", "z_lens", "vdisp", "vdisp_err")
+PLANES = ("flux", "ivar", "and_mask", "wdisp", "model")
+SDSS_RUN2D = ("26", "103", "104")  # SDSS-I/II: two spectrographs of 320 fibres; BOSS: of 500
+_TYPES = {column.name: column for column in (*schema.KEY, *schema.CATALOGUE, *schema.SELECTION, *schema.LINE)}
+_VETTING = {column.name: column for column in schema.VETTING}
+
+TARGETS = schema.Table("targets", (
+    *schema.KEY,
+    *(schema.Column(f"hit_{column.name}", column.type, column.description) for column in schema.KEY),
+    schema.Column("role", "string", "hit, neighbour or repeat"),
+    *(_TYPES[name] for name in OF_THE_HIT),
+))
+MEASURED = schema.Table("measured", (
+    *TARGETS.columns[:9],
+    schema.Column("at_flux", "double", "flux of the counterpart", schema.LINE_FLUX_UNIT),
+    schema.Column("at_flux_err", "double", "its error", schema.LINE_FLUX_UNIT),
+    schema.Column("at_snr", "double", "its matched-filter S/N"),
+    *(_VETTING[name] for name in measure.COLUMNS),
+))
+
+
+def is_hit(config: Config) -> Column:
+    """The condition of a hit; null where nothing was scored."""
+    return (F.col("p_line") > config.score.threshold) & ~F.isnan("p_line")
+
+
+def targets(scored: DataFrame, config: Config) -> DataFrame:
+    """TARGETS: every hit of `scored`, its neighbours and its repeats among the readable spectra."""
+    readable = scored.where("reason IS NULL")
+    hits = readable.where(is_hit(config))
+    named = hits.select(*(F.col(name).alias(f"hit_{name}") for name in KEY), *OF_THE_HIT, "ra", "dec")
+    own = named.withColumns({name: F.col(f"hit_{name}") for name in KEY}).withColumn("role", F.lit(HIT))
+    every = readable.select(*KEY, "ra", "dec")
+    beside = every.drop("ra", "dec").join(F.broadcast(named), on=[
+        F.col("plate") == F.col("hit_plate"), F.col("mjd") == F.col("hit_mjd"), F.col("run2d") == F.col("hit_run2d"),
+        F.abs(F.col("fiberid") - F.col("hit_fiberid")).between(1, config.vetting.neighbour_fibres),
+        _spectrograph("fiberid") == _spectrograph("hit_fiberid"),
+    ], how="inner").withColumn("role", F.lit(NEIGHBOUR))
+    again = sky.pairs(named, every, config.vetting.repeat_radius)
+    again = again.where("plate != hit_plate OR mjd != hit_mjd").withColumn("role", F.lit(REPEAT))
+    parts = [df.select(*TARGETS.names) for df in (own, beside, again)]
+    return TARGETS.conform(parts[0].unionByName(parts[1]).unionByName(parts[2]))
+
+
+def _spectrograph(fiberid: str) -> Column:
+    fibres = F.when(F.col("run2d").isin(*SDSS_RUN2D), 320).otherwise(500)
+    return F.floor((F.col(fiberid) - 1) / fibres)
+
+
+def read_targets(spark: SparkSession, spectra: str, wanted: DataFrame, config: Config) -> DataFrame | None:
+    """The pixels of `wanted` (TARGETS): its columns, `loglam0` and PLANES; None if nothing is wanted.
+
+    A spectrum that cannot be read has no row.
+    """
+    keys = wanted.select(*KEY).distinct().collect()  # names of spectra, a few for each hit
+    if not keys:
+        return None
+    options = {"layout": config.read.layout, "window": "full", "columns": ",".join(PLANES), "absent": "skip",
+               "keys": ",".join("-".join(map(str, key)) for key in keys),
+               "target_partition_mb": config.read.target_partition_mb, "max_rows_per_batch": 64}
+    pixels = spark.read.format("boss").options(**options).load(spectra).where("reason IS NULL")
+    return pixels.select(*KEY, "loglam0", *PLANES).join(F.broadcast(wanted), on=KEY, how="inner")
+
+
+def measure_targets(pixels: DataFrame, model: Model, config: Config) -> DataFrame:
+    """MEASURED of what `read_targets` gives."""
+    from lensspark.inference import shared_files
+
+    shared, vetting = shared_files(pixels.sparkSession, model), config.vetting
+
+    def work(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        own = Model(shared.value)
+        for batch in batches:
+            if len(batch):
+                yield _measure(batch, own, vetting)
+
+    return pixels.mapInPandas(work, MEASURED.ddl)
+
+
+def _measure(batch: pd.DataFrame, model: Model, vetting: Any) -> pd.DataFrame:
+    """MEASURED of some rows of pixels."""
+    batch = batch.reset_index(drop=True)
+    out = batch[[name for name in MEASURED.names if name in batch.columns]].copy()
+    planes = {name: measure.pad(list(batch[name])) for name in PLANES}
+    good = np.where((planes["and_mask"] & _bits(model.input.bad_pixel_bits)) == 0, planes["ivar"], 0)
+    loglam0, wave = batch["loglam0"].to_numpy(), batch["line_wave"].to_numpy(float)
+    out = out.assign(**counterpart(planes["flux"], good, loglam0, wave, vetting.repeat_max_px))
+    hits = np.flatnonzero(batch["role"] == HIT)
+    for name in measure.COLUMNS:
+        out[name] = pd.Series(None, index=out.index, dtype=object if _VETTING[name].type == "string" else float)
+    if len(hits):
+        numbers = [batch[name].to_numpy(float)[hits] for name in ("z_lens", "line_wave", "vdisp", "vdisp_err")]
+        found = measure.measure_hits(*(planes[name][hits] for name in PLANES), loglam0[hits], *numbers,
+                                     basis=model.basis, window=model.window, input_settings=model.input,
+                                     settings=vetting)
+        for name, values in found.items():
+            out.loc[hits, name] = values
+    return out[MEASURED.names]
+
+
+def _bits(numbers: tuple[int, ...]) -> int:
+    return int(np.array(sum(1 << n for n in numbers), np.uint32).view(np.int32))
+
+
+def gathered(wanted: DataFrame, measured: DataFrame | None, config: Config) -> DataFrame:
+    """One row per hit of `wanted` (TARGETS): its key and all that `measured` (MEASURED) says of it.
+
+    A hit whose own spectrum could not be read again has nulls.
+    """
+    v = config.vetting
+    joined = wanted.select(*KEY, *HIT_KEY, "role", "line_flux")
+    if measured is None:
+        measured = wanted.sparkSession.createDataFrame([], MEASURED.struct_type())
+    joined = joined.join(measured.drop("role"), on=[*KEY, *HIT_KEY], how="left")
+    own = joined.where(F.col("role") == HIT).select(
+        *HIT_KEY, *measure.COLUMNS, F.col("at_flux").alias("own_flux"), F.col("at_flux_err").alias("own_err"))
+    beside = joined.where(F.col("role") == NEIGHBOUR)
+    ratio = F.when(F.col("at_snr") >= v.neighbour_min_snr, F.col("at_flux") / F.col("line_flux")).when(
+        F.col("at_snr").isNotNull(), 0.0)
+    beside = beside.withColumn("ratio", ratio).groupBy(*HIT_KEY).agg(
+        F.count("ratio").cast("int").alias("n_neighbour"), F.max("ratio").alias("neighbour_ratio"),
+        F.max_by("fiberid", "ratio").alias("brightest"))
+    again = joined.where(F.col("role") == REPEAT).join(
+        own.select(*HIT_KEY, "own_flux", "own_err"), on=HIT_KEY, how="left")
+    tension = ((1 - v.repeat_flux_loss) * F.col("own_flux") - F.col("at_flux")) / F.sqrt(
+        F.pow("own_err", F.lit(2)) + F.pow("at_flux_err", F.lit(2)))
+    again = again.groupBy(*HIT_KEY).agg(
+        F.count("*").cast("int").alias("n_repeat"),
+        F.sum((F.coalesce(F.col("at_snr") >= v.repeat_min_snr, F.lit(False))).cast("int")).cast("int")
+        .alias("n_repeat_confirmed"),
+        F.max(tension).alias("repeat_tension"),
+        F.sum(F.col("at_flux") / F.pow("at_flux_err", F.lit(2))).alias("weighted"),
+        F.sum(1 / F.pow("at_flux_err", F.lit(2))).alias("weight"))
+    every = own.join(beside, on=HIT_KEY, how="left").join(again, on=HIT_KEY, how="left")
+    none = F.col("n_repeat").isNull()
+    together = (F.col("own_flux") / F.pow("own_err", F.lit(2)) + F.col("weighted")) / F.sqrt(
+        F.pow("own_err", F.lit(-2)) + F.col("weight"))
+    every = every.withColumns({
+        "repeat_snr": together,
+        "n_repeat": F.when(none, 0).otherwise(F.col("n_repeat")).cast("int"),
+        "n_repeat_confirmed": F.when(none, 0).otherwise(F.col("n_repeat_confirmed")).cast("int"),
+        "n_neighbour": F.coalesce("n_neighbour", F.lit(0)).cast("int"),
+        "neighbour_fiber": F.when(F.col("neighbour_ratio") > 1, F.col("brightest")).cast("int"),
+    }).drop("brightest", "weighted", "weight", "own_flux", "own_err")
+    return every.withColumnsRenamed(dict(zip(HIT_KEY, KEY, strict=True)))

@@ -1,0 +1,119 @@
+"""The empirical false-alarm rate: what the same search finds where no line can be.
+
+A keyed-random part of the scored spectra is searched upside down as well (inference.py): noise and template residuals
+are about symmetric, emission lines are not. Every such spectrum stands for n_scored / n_null. The false-discovery rate
+of "all hits of score t or more" is (expected number of null hits) / (number of hits) (Storey 2002, J. R. Stat. Soc. B
+64, 479, with all spectra taken as null), and a hit's q-value is the smallest rate among thresholds that keep it
+(Storey & Tibshirani 2003, PNAS 100, 9440). Few null hits are replaced by their Poisson upper limit of 84.1 % confidence
+(Gehrels 1986, ApJ 303, 336), so that a small run does not claim a rate that it cannot know.
+
+The rate is that of noise and of the galaxy's model, hence hits that an over-density, a neighbour or a cosmic ray
+explains are not counted among hits and get 1. Lines above and below `q_snr_edge` have rates of their own (Efron 2008,
+Ann. Appl. Stat. 2, 197: separate classes).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from scipy.stats import chi2
+
+from lensspark import config
+from lensspark.vetting.cuts import CUTS, Veto
+
+CONFIDENCE = 0.8413  # one sigma, one-sided; Gehrels 1986
+# Bits that name an artefact: an explanation of the hit that no sign flip can know of.
+ARTEFACT = (Veto.MASK_FRACTION | Veto.LINE_HITS | Veto.OVERDENSITY_LENS | Veto.OVERDENSITY_OBSERVED | Veto.SAME_WAVE
+            | Veto.FIBRE | Veto.PLATE | Veto.NIGHT | Veto.NEIGHBOUR | Veto.REPEAT | Veto.COSMIC_RAY)
+
+
+def upper_limit(n: np.ndarray) -> np.ndarray:
+    """The expectation that gives `n` or fewer events with probability 1 - CONFIDENCE; 1.84 for none."""
+    return chi2.ppf(CONFIDENCE, 2 * (np.asarray(n) + 1)) / 2
+
+
+def q_values(scores: np.ndarray, nulls: np.ndarray, weight: float) -> np.ndarray:
+    """q of hits with `scores` (n,): smallest rate among the thresholds that keep each; 0-1, never rising with score.
+
+    nulls (m,): scores of null spectra; `weight`: scored spectra per null spectrum, infinite where there is no null.
+    """
+    scores, nulls = np.asarray(scores, float), np.sort(np.asarray(nulls, float))
+    if not len(scores):
+        return np.zeros(0)
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order]
+    hits = np.searchsorted(-ranked, -ranked, side="right")  # hits of this score or more
+    false = upper_limit(len(nulls) - np.searchsorted(nulls, ranked, side="left")) * weight
+    rate = np.minimum(np.nan_to_num(false / hits, nan=1.0, posinf=1.0), 1.0)
+    q = np.empty(len(scores))
+    q[order] = np.minimum.accumulate(rate[::-1])[::-1]
+    return q
+
+
+def is_artefact(settings: config.Config) -> Column:
+    """Whether an over-density, a neighbour, a repeat, a cosmic ray or bad pixels explain the hit."""
+    explained = F.lit(False)
+    for cut in CUTS:
+        if cut.bit & ARTEFACT:
+            explained |= ~cut.passes(settings.vetting)
+    return explained
+
+
+def with_q_value(hits: DataFrame, ledger: DataFrame, settings: config.Config) -> tuple[DataFrame, dict[str, Any]]:
+    """`hits` (with all that the cuts read) with `q_value`, and what the null searches found (run.json's `nulls`)."""
+    edge, threshold = settings.vetting.q_snr_edge, settings.score.threshold
+    facts = null_facts(ledger, threshold)
+    weight = facts["n_scored"] / facts["n_null"] if facts["n_null"] else np.inf
+    upside_down = ledger.where(_flipped() & (F.col("null_p_line") > threshold) & ~F.isnan("null_p_line"))
+    nulls = upside_down.select("null_p_line", "null_snr").toPandas()
+    found = hits.where(~is_artefact(settings)).select("p_line", "line_snr").toPandas()
+    steps = {}
+    for bright in (False, True):
+        scores = found["p_line"][(found["line_snr"] >= edge) == bright].to_numpy()
+        q = q_values(scores, nulls["null_p_line"][(nulls["null_snr"] >= edge) == bright].to_numpy(), weight)
+        order = np.argsort(scores, kind="stable")
+        steps[bright] = scores[order], q[order]
+
+    @F.pandas_udf("double")
+    def look_up(p_line: pd.Series, line_snr: pd.Series) -> pd.Series:
+        out = np.ones(len(p_line))
+        bright = (line_snr >= edge).to_numpy()
+        for side, (scores, q) in steps.items():
+            rows = np.flatnonzero(bright == side)
+            if len(scores) and len(rows):
+                at = np.searchsorted(scores, p_line.to_numpy()[rows], side="left")
+                out[rows] = q[np.minimum(at, len(q) - 1)]
+        return pd.Series(out, index=p_line.index)
+
+    q_value = F.when(is_artefact(settings), 1.0).otherwise(look_up("p_line", "line_snr"))
+    return hits.withColumn("q_value", q_value), facts
+
+
+def _flipped() -> Column:
+    """Rows searched upside down; of sky fibres that are not selected the null is the spectrum itself."""
+    return F.col("p_line").isNotNull() & F.col("null_p_line").isNotNull()
+
+
+def null_facts(ledger: DataFrame, threshold: float) -> dict[str, int]:
+    """Scored spectra, those searched upside down and sky fibres, each with its hits and those of S/N 6 and more."""
+    sky = F.coalesce(F.upper(F.trim("objtype")) == "SKY", F.lit(False))
+    sky_p = F.when(sky, F.coalesce("p_line", "null_p_line"))
+    sky_snr = F.when(F.col("p_line").isNotNull(), F.col("line_snr")).otherwise(F.col("null_snr"))
+
+    def count(condition: Column) -> Column:
+        return F.coalesce(F.sum(condition.cast("int")), F.lit(0))
+
+    def hits(p: Column, snr: Column, among: Column) -> list[Column]:
+        hit = among & (p > threshold) & ~F.isnan(p)
+        return [count(among), count(hit), count(hit & (snr >= 6) & ~F.isnan(snr))]
+
+    names = ("n_null", "n_null_hits", "n_null_hits_snr_6", "n_sky", "n_sky_hits", "n_sky_hits_snr_6")
+    columns = [*hits(F.col("null_p_line"), F.col("null_snr"), _flipped()),
+               *hits(sky_p, sky_snr, sky & sky_p.isNotNull())]
+    row = ledger.agg(count(F.col("p_line").isNotNull()).alias("n_scored"),
+                     *(column.alias(name) for name, column in zip(names, columns, strict=True))).first()
+    return row.asDict()
