@@ -226,7 +226,7 @@ def test_packed_arrays_are_what_they_were():
 
 def test_identities_are_at_the_right_redshifts():
     measured = {"oii/Ha": (6564.61 * 4200 / np.mean(lines.OII), 5.2), "oii/Hb": (1.0, float("nan"))}
-    strips = {strip["id"]: strip for strip in dossier.identities(4200.0, 0.5, {"p_lya": 0.87}, measured)}
+    strips = {strip["id"]: strip for strip in dossier.identity_strips(4200.0, 0.5, {"p_lya": 0.87}, measured)}
     assert list(strips) == ["lens", "lya", "civ", "ciii", "mgii", "oii", "sky"]  # Hb and [OIII] would be blueshifted
     assert strips["lya"]["note"] == f"z {4200 / 1215.67 - 1:.3f} · 87 %"
     for name, strip in strips.items():
