@@ -76,6 +76,7 @@ LENS_LINES = (("[Ne V]", lines.NEV[0]), ("[Ne V]", lines.NEV[1]), ("[O II]", sum
 # The night sky that could pass for a line, and redwards of it the brightest lines; vacuum (NIST).
 SKY_LINES = (*(("Hg" if wave in lines.SKY_HG else "sky", wave) for wave in lines.NIGHT_SKY), ("Hg", 5462.3),
              ("[O I]", 5578.9), ("Na", 5891.6), ("[O I]", 6302.0))
+RED_SKY = 5300.0  # Angstrom; redwards the overview marks all of them, bluewards those that the search masks
 
 
 def clean(text: str) -> str:

@@ -56,7 +56,8 @@ function strip(identity, frame, at) {
   for (const line of lines) {
     const x = frame.px(line.wave), strong = line.snr >= 2.5 ? " strong" : "";
     const text = line.snr == null ? line.name : `${line.name} ${line.snr.toFixed(1)}σ`;
-    const tick = svg("path", {class: `tick${line.self ? " self" : strong}`, d: `M${x.toFixed(1)} ${at + 3}V${base + 2}`});
+    const d = `M${x.toFixed(1)} ${at + 3}V${base + 2}`;
+    const tick = svg("path", {class: `tick${line.self ? " self" : strong}`, d});
     tick.append(svg("title", {}, `${text}, ${line.wave.toFixed(1)} Å`));
     group.append(tick);
     if (line.self || x < free || x + 6 * text.length > frame.right + 8) continue;
@@ -140,7 +141,7 @@ function fit(dossier) {
 
 // The spectrum at the lines that an identity implies, side by side on one scale.
 function companions(dossier, spectrum) {
-  const able = dossier.identities.filter(identity => identity.kind === "source" && expected(identity, spectrum).length);
+  const able = dossier.identities.filter(identity => expected(identity, spectrum).length);
   if (!able.length) return null;
   const holder = html("div"), choice = html("select", {"aria-label": "identity"});
   able.forEach((identity, i) => choice.append(html("option", {value: i}, `${identity.label} ${identity.note}`)));
@@ -154,7 +155,8 @@ function companions(dossier, spectrum) {
 
 const expected = (identity, spectrum) => {
   const [low, high] = whole(spectrum);
-  return identity.lines.filter(line => !line.self && line.panel && line.wave > low * 1.003 && line.wave < high / 1.003);
+  const inside = line => line.wave > low * 1.003 && line.wave < high / 1.003;
+  return identity.lines.filter(line => line.panel && !line.self && inside(line));
 };
 
 function sidebyside(identity, dossier, spectrum) {
@@ -165,7 +167,8 @@ function sidebyside(identity, dossier, spectrum) {
     part.flux = minus(part.flux, base);
   }
   const all = parts.flatMap(part => [minus(part.flux, part.sigma), plus(part.flux, part.sigma)]);
-  const y = limits([0, quantile(all.flatMap(a => Array.from(a)), 0.005), quantile(all.flatMap(a => Array.from(a)), 0.995)]);
+  const values = all.flatMap(curve => Array.from(curve));
+  const y = limits([0, quantile(values, 0.005), quantile(values, 0.995)]);
   const wide = (right - left + 8) / lines.length;
   const body = lines.flatMap((line, k) => {
     const part = parts[k], box = {left: left + k * wide, right: left + (k + 1) * wide - 8, top: top + 14, bottom};
@@ -188,7 +191,8 @@ function others(dossier) {
   const {left, right, top, bottom} = PANEL.box, rows = dossier.others.slice(0, 4);
   const tall = (bottom - top) / rows.length, body = [];
   rows.forEach((other, k) => {
-    const part = cut(unpack(other), around(dossier.line, PAGE.zoom_px)), low = minus(part.flux, part.sigma), high = plus(part.flux, part.sigma);
+    const part = cut(unpack(other), around(dossier.line, PAGE.zoom_px));
+    const low = minus(part.flux, part.sigma), high = plus(part.flux, part.sigma);
     const frame = new Frame(around(dossier.line, PAGE.zoom_px), limits(low, high),
                             {left, right, top: top + k * tall + 6, bottom: top + (k + 1) * tall});
     body.push(frame.bad(part.wave, part.flux), frame.axes({nx: 4, ny: 2, labels: k === rows.length - 1}),
@@ -208,7 +212,8 @@ function numbers(dossier) {
     if (text == null) return;
     const {group, label, unit, title} = PAGE.fields[i];
     if (!groups.has(group)) groups.set(group, html("dl", {}, html("div", {class: "group"}, group)));
-    groups.get(group).append(html("div", {title}, html("dt", {}, label), " ", html("dd", {}, /^[°″]/.test(unit) ? text + unit : `${text} ${unit}`.trim())));
+    const value = /^[°″]/.test(unit) ? text + unit : `${text} ${unit}`.trim();
+    groups.get(group).append(html("div", {title}, html("dt", {}, label), " ", html("dd", {}, value)));
   });
   return html("div", {class: "numbers"}, ...groups.values());
 }
