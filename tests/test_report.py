@@ -30,7 +30,7 @@ def made(n, seed=None, **changes):
         line = rng.uniform(3850, 4950)
         ra, dec = rng.uniform(0, 360), rng.uniform(-10, 60)
         row = dict.fromkeys(schema.CANDIDATES.names)
-        row.update(name=catalogue.iau_name(ra, dec).item(), rank=i + 1, plate=3600 + i, mjd=55200, fiberid=i % 1000,
+        row.update(name=catalogue.iau_name(ra, dec).item(), rank=i + 1, plate=3600 + i, mjd=55200, fiberid=i % 1000 + 1,
                    run2d="v5_7_0", ra=ra, dec=dec, z_lens=rng.uniform(0.3, 0.7), line_wave=line,
                    p_line=1 - (i + rng.random()) / (2 * n), line_snr=rng.uniform(6, 30), line_flux=20.0,
                    line_flux_err=1.5, line_peak=4.0,

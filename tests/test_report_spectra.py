@@ -1,6 +1,7 @@
 """What dossiers draw is what the files hold and the search saw; fakes are keyed, pass the search, and touch nothing."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,10 +11,11 @@ from lensspark import config, inference, pipeline, report, schema, source, vetti
 from lensspark.boss import read_unit, survey_files
 from lensspark.config import resource
 from lensspark.eigen import DLOGLAM, Basis
+from lensspark.mock.survey import observe_plate
+from lensspark.model import Model
 from lensspark.report import blind, spectra
 from lensspark.report.spectra import Pixels
 from lensspark.simulate import Plan, simulate
-from lensspark.spectrum import window_pixels
 
 KEY = spectra.KEY
 FAKES = 3
@@ -46,25 +48,57 @@ def table(ledger):
     return rows.assign(rank=np.arange(len(rows)) + 1, name="SDSS J")
 
 
-def test_spectra_are_those_of_the_files(spark, run, ledger, table):
-    found = spectra.candidate_spectra(spark, run, ledger, table)
-    assert set(found) == set(table[KEY].itertuples(index=False, name=None))
+def test_spectra_are_those_of_the_files(spark, run, table):
+    keys = list(table[KEY].itertuples(index=False, name=None))
+    pixels = spectra.read(spark, run, keys)
     unit = next(unit for unit in survey_files(run.spectra).units if unit.plate == 4000)
-    first, n_pix = window_pixels(run.model.window)
-    for key, one in found.items():
-        own = read_unit(unit, ("flux", "ivar"), None)
+    own = read_unit(unit, ("flux", "ivar"), None)
+    assert pixels.keys == keys and pixels.wave[0] < 3700 and pixels.wave[-1] > 9500
+    for i, key in enumerate(keys):
         row = list(own.columns["fiberid"]).index(key[2])
-        assert one["wave"][0] < 3700 and one["wave"][-1] > 9500
-        start = round(float(own.columns["loglam0"][row]) / DLOGLAM)
-        at = np.rint(np.log10(one["wave"]) / DLOGLAM).astype(int) - start
-        np.testing.assert_array_equal(one["flux"], own.planes["flux"][row][at])
-        usable = np.isfinite(one["sigma"])
-        np.testing.assert_allclose(one["sigma"][usable] ** -2.0, own.planes["ivar"][row][at][usable], rtol=1e-5)
-        inside = np.isfinite(one["model"]) & usable & (at + start >= first) & (at + start < first + n_pix)
+        start = round(float(own.columns["loglam0"][row]) / DLOGLAM) - pixels.first
+        for name in ("flux", "ivar"):
+            values = np.asarray(own.planes[name][row])
+            np.testing.assert_array_equal(pixels.planes[name][i, start : start + len(values)], values)
+
+
+@pytest.fixture(scope="module")
+def mock(basis):
+    """(run, pixels, table) of eight mock galaxies: what needs no Spark."""
+    settings = config.load([], ["score.engine='openvino'"])
+    columns = observe_plate(1, 4000, 56600, np.arange(1, 9), settings.mock, basis)
+    keys = [(4000, 56600, i, "v5_7_0") for i in range(1, 9)]
+    first = round(columns["loglam0"][0] / DLOGLAM)
+    pixels = Pixels(keys, first, {name: columns[name] for name in spectra.PLANES})
+    table = pd.DataFrame({name: columns.get(name) for name in schema.CANDIDATES.names}, index=range(8))
+    table = table.assign(z_lens=columns["z_noqso"], line_wave=4321.0)
+    return SimpleNamespace(model=Model.named("default"), config=settings), pixels, table
+
+
+def test_dossiers_show_the_search(mock):
+    run, pixels, table = mock
+    found = spectra.shown(run, pixels, table)
+    assert list(found) == pixels.keys
+    low, high = run.model.window
+    for i, one in enumerate(found.values()):
+        inside = (one["wave"] > low) & (one["wave"] < high) & np.isfinite(one["sigma"] + one["model"])
         pull = (one["flux"] - one["model"])[inside] / one["sigma"][inside]
         assert inside.sum() > 900 and np.median(np.abs(pull)) < 1  # the model is this galaxy's
-        assert one["heat"][1].shape == one["heat"][0].shape and one["heat"][0][0] > 3795
-        assert {"wave", "residual", "skew"} <= set(one["fit"])
+        assert np.isfinite(one["model"]).mean() > 0.9 and len(one["heat"][0]) == len(one["heat"][1])
+        assert {"wave", "residual", "sigma", "skew", "gauss"} <= set(one["fit"])
+        assert abs(np.median(one["fit"]["wave"]) - 4321) < 2 and "oii/Ha" in one["companions"]
+        np.testing.assert_array_equal(one["flux"], pixels.planes["flux"][i][np.isin(pixels.wave, one["wave"])])
+
+
+def test_fakes_are_measured_as_hits_are(mock):
+    run, pixels, table = mock
+    injected, truth = blind.inject(pixels, 1, run.config.mock)
+    rows = blind._measured(run, injected, table)
+    assert list(rows.columns) == schema.CANDIDATES.names and rows["q_value"].isna().all()
+    bright = (truth["line_snr"] > 10) & rows["p_lya"].notna()
+    assert bright.sum() >= 4 and (rows["p_line"][bright] > 0.5).all()
+    np.testing.assert_allclose(rows["line_wave"][bright], truth["line_wave"][bright], rtol=5e-4)
+    assert rows["theta_e"].notna().any() and rows["name"].str.startswith("SDSS J").all()
 
 
 def test_neighbours_and_repeats_are_the_right_ones(spark, run, ledger, table):

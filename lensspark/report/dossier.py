@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lensspark import identity, lines, schema, vetting
+from lensspark import identity, lines, schema
 
 MAX_TEXT = 200  # characters of a text from outside that the page shows
 
@@ -151,6 +151,8 @@ def texts(row: Mapping[str, Any], names: Iterable[str]) -> list[str | None]:
 
 def verdicts(row: Mapping[str, Any], cuts: Iterable[Mapping[str, Any]]) -> list[tuple[int, str | None]]:
     """(passed, measured value or None) of each of the run card's cuts."""
+    from lensspark import vetting  # loads pyspark, which a page alone does not need
+
     found = []
     by_name = {cut.name: cut for cut in vetting.CUTS}
     for cut in cuts:
