@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lensspark import schema, vetting
+from lensspark import measure, schema, vetting
 from lensspark.catalogue import iau_name
 from lensspark.eigen import DLOGLAM
 from lensspark.locate import measure_line
@@ -106,17 +106,22 @@ def _measured(run: Run, pixels: Pixels, hosts: pd.DataFrame) -> pd.DataFrame:
     loglam0 = np.full(len(pixels), run.model.pixels[0] * DLOGLAM)
     found = measure_line(prepared, heat, loglam0, run.config.vetting.min_line_snr) | {"p_line": p_line}
     rows = hosts[[column.name for column in (*schema.KEY, *schema.CATALOGUE, *schema.SELECTION)]].copy()
-    for name in schema.CANDIDATES.names:
-        if name not in rows:
-            rows[name] = found.get(name)
+    arguments, settings = spectra.measuring(run, pixels, rows.assign(line_wave=found["line_wave"]))
+    found |= measure.measure_hits(*arguments, **settings)
+    empty = {name: found.get(name) for name in schema.CANDIDATES.names if name not in rows}
+    rows = pd.concat([rows, pd.DataFrame(empty, index=rows.index)], axis=1)
     return rows.assign(name=iau_name(rows["ra"], rows["dec"]), veto=0)[schema.CANDIDATES.names]
 
 
 def _passing(spark: SparkSession, run: Run, rows: pd.DataFrame) -> np.ndarray:
     """Positions of the `rows` that are hits and pass the cuts of what is measured in them."""
+    from pyspark.sql import functions as F
+
     measured = {name for name in rows.columns if rows[name].notna().any()}
     cuts = [cut for cut in vetting.CUTS if cut.columns and set(cut.columns) <= measured]
-    names = sorted({"p_line", *(name for cut in cuts for name in cut.columns)})
-    frame = spark.createDataFrame(rows[names].astype(float).assign(place=np.arange(len(rows))))
+    types = {column.name: column.type for column in schema.LEDGER.columns}
+    numbers = rows[[name for name in rows.columns if types.get(name) in ("int", "long", "double")]].astype(float)
+    frame = spark.createDataFrame(numbers.assign(place=np.arange(len(rows))))
+    frame = frame.withColumns({name: F.lit(None).cast("string") for name in ("known_lens", "grade")})
     kept = vetting.vet(frame, run.config, cuts).where("veto = 0").select("place").toPandas()
     return kept["place"].to_numpy(int)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lensspark import lines, schema, vetting
+from lensspark import identity, lines, schema
 
 MAX_TEXT = 200  # characters of a text from outside that the page shows
 
@@ -21,14 +21,21 @@ UNITS = {
 DECIMALS = {
     "ra": 5, "dec": 5, "z_lens": 4, "z_source": 4, "p_line": 4, "line_wave": 1, "line_snr": 1, "line_flux": 1,
     "line_peak": 2, "line_mask_fraction": 2, "mag_i": 2, "sn_median": 1, "vdisp": 0, "alpha": 2, "p_skew_positive": 3,
-    "dchi2_skew": 1, "sn_oii_veto": 1, "theta_e": 2, "q_value": 3, "alpha_low": 2, "alpha_high": 2,
+    "theta_e": 2, "q_value": 3, "alpha_low": 2, "alpha_high": 2, "profile_chi2": 1, "profile_dof": 0,
+    "image_separation": 2, "overdensity_lens": 1, "overdensity_observed": 1, "repeat_snr": 1, "repeat_tension": 1,
+    "followup": 3,
 }
+_DECIMALS_BY_START = {"p_": 3, "sn_": 1, "dchi2_": 1}
 LABELS = {
     "rank": "#", "p_line": "p", "line_wave": "λ line", "line_snr": "S/N", "line_flux": "line flux", "line_peak": "peak",
     "z_lens": "z lens", "z_source": "z source", "mag_i": "i", "fiberid": "fibre", "theta_e": "θ_E", "vdisp": "σ_v",
     "line_mask_fraction": "masked about line", "n_line_hits": "peaks in spectrum", "sn_median": "S/N per px",
-    "dchi2_skew": "Δχ² skew", "sn_oii_veto": "S/N if [O II]", "p_skew_positive": "P(α > 0)", "alpha": "α",
-    "p_lya": "P(Lyα)", "p_oii": "P([O II])", "p_other": "P(other)",
+    "dchi2_skew": "Δχ² Gaussian", "dchi2_oii": "Δχ² [O II] doublet", "dchi2_double": "Δχ² two peaks",
+    "dchi2_spike": "Δχ² wide line to spike", "p_skew_positive": "P(α > 0)", "alpha": "α", "alpha_low": "α from",
+    "alpha_high": "to", "profile_flux": "flux", "profile_wave": "peak at", "profile_width": "rms width",
+    "profile_chi2": "χ²", "profile_dof": "of", "line_width_over_lsf": "width / LSF", "sn_oii_veto": "S/N if [O II]",
+    "p_other": "P(other)", "p_lens": "P(galaxy's own)", "p_sky": "P(sky)", "p_cosmic": "P(cosmic ray)",
+    "p_multiple": "P(multiple images)", "grade": "earlier grade", "comment": "earlier comment",
 }
 # Column -> the column of its error; neither needs to exist.
 ERRORS = {name.removesuffix("_err"): name for name in schema.LEDGER.names if name.endswith("_err")}
@@ -37,8 +44,9 @@ COLUMNS = {column.name: column for column in schema.CANDIDATES.columns}
 _LINE = ("p_line", "line_wave", "line_snr", "line_flux", "line_peak", "line_mask_fraction", "n_line_hits", "q_value")
 _GALAXY = ("z_lens", "mag_i", "class", "subclass", "sn_median", "vdisp", "zwarning", "ra", "dec", "known_lens")
 _PROFILE = ("alpha", "alpha_low", "alpha_high", "p_skew_positive", "dchi2_skew")
+_IDENTITY = ("identity", "p_other", "sn_oii_veto", *(f"{a}_{name}" for name in identity.NAMES for a in ("p", "sn")))
 _LENS = ("z_source", "theta_e", "p_multiple", "image_separation")
-_PROFILE_STARTS, _IDENTITY_STARTS = ("profile_", "dchi2_", "line_width_"), ("identity", "p_", "sn_")
+_PROFILE_STARTS = ("profile_", "dchi2_", "line_width_")
 
 # Lines that a background source could show, rest frame: name on the page, vacuum Angstrom. Of a multiplet all members.
 SOURCE_LINES = (
@@ -59,13 +67,16 @@ IDENTITIES = (
     ("hbeta", "Hβ", lines.HBETA, (_OII, _OIII, lines.HALPHA)),
     ("oiii", "[O III]", _OIII, (_OII, lines.HBETA, lines.HALPHA)),
 )
+LABELS |= {f"{start}_{name}": text.format(label) for name, label, *_ in IDENTITIES
+           for start, text in (("p", "P({})"), ("sn", "S/N if {}"))}
 LENS_LINES = (("[Ne V]", lines.NEV[0]), ("[Ne V]", lines.NEV[1]), ("[O II]", sum(lines.OII) / 2),
               ("[Ne III]", lines.NEIII), ("Ca K", lines.CAII_K), ("Ca H", lines.CAII_H), ("Mg II", lines.MGII[0]),
               ("Mg II", lines.MGII[1]), ("Hδ", lines.HDELTA), ("Hγ", lines.HGAMMA), ("Hβ", lines.HBETA),
               ("[O III]", lines.OIII[0]), ("[O III]", lines.OIII[1]), ("Hα", lines.HALPHA))
-# Hg lamps, and the brightest airglow: [N I], [O I] twice; vacuum (NIST).
-SKY_LINES = (*(("Hg", wave) for wave in lines.SKY_HG), ("[N I]", 5201.0), ("Hg", 5462.3), ("[O I]", 5578.9),
-             ("[O I]", 6302.0))
+# The night sky that could pass for a line, and redwards of it the brightest lines; vacuum (NIST).
+SKY_LINES = (*(("Hg" if wave in lines.SKY_HG else "sky", wave) for wave in lines.NIGHT_SKY), ("Hg", 5462.3),
+             ("[O I]", 5578.9), ("Na", 5891.6), ("[O I]", 6302.0))
+RED_SKY = 5300.0  # Angstrom; redwards the overview marks all of them, bluewards those that the search masks
 
 
 def clean(text: str) -> str:
@@ -84,11 +95,11 @@ def heading(name: str) -> dict[str, str]:
 
 def group_of(name: str) -> str:
     """The dossier's group of a column; "Evidence" takes what is in no other."""
-    for group, names in (("Line", _LINE), ("Galaxy", _GALAXY), ("Profile", _PROFILE), ("Lens", _LENS)):
+    for group, names in (("Line", _LINE), ("Galaxy", _GALAXY), ("Profile", _PROFILE), ("Identity", _IDENTITY),
+                         ("Lens", _LENS)):
         if name in names:
             return group
-    return ("Profile" if name.startswith(_PROFILE_STARTS) else
-            "Identity" if name.startswith(_IDENTITY_STARTS) else "Evidence")
+    return "Profile" if name.startswith(_PROFILE_STARTS) else "Evidence"
 
 
 def field_names() -> list[str]:
@@ -112,7 +123,8 @@ def number(value: Any, name: str) -> str:
         return clean(str(value))
     if isinstance(value, int):
         return str(value)
-    return f"{value:.{DECIMALS[name]}f}" if name in DECIMALS else f"{value:.4g}"
+    places = DECIMALS.get(name, next((n for s, n in _DECIMALS_BY_START.items() if name.startswith(s)), None))
+    return f"{value:.4g}" if places is None else f"{value:.{places}f}"
 
 
 def with_error(value: float, error: float) -> str:
@@ -139,6 +151,8 @@ def texts(row: Mapping[str, Any], names: Iterable[str]) -> list[str | None]:
 
 def verdicts(row: Mapping[str, Any], cuts: Iterable[Mapping[str, Any]]) -> list[tuple[int, str | None]]:
     """(passed, measured value or None) of each of the run card's cuts."""
+    from lensspark import vetting  # loads pyspark, which a page alone does not need
+
     found = []
     by_name = {cut.name: cut for cut in vetting.CUTS}
     for cut in cuts:
@@ -150,7 +164,7 @@ def verdicts(row: Mapping[str, Any], cuts: Iterable[Mapping[str, Any]]) -> list[
     return found
 
 
-def identities(line_wave: float | None, z_lens: float | None, row: Mapping[str, Any],
+def identity_strips(line_wave: float | None, z_lens: float | None, row: Mapping[str, Any],
                measured: Mapping[str, tuple[float, float]]) -> list[dict[str, Any]]:
     """One entry per strip of the overview: the galaxy, each identity that the line could have, the night sky.
 
@@ -232,7 +246,7 @@ def payload(row: Mapping[str, Any], spectrum: Mapping[str, Any] | None, cuts: It
     if spectrum is None or not np.isfinite(np.asarray(spectrum["sigma"], dtype="f8")).any():
         return data
     data["lens"] = [] if z_lens is None else [round(rest * (1 + z_lens), 2) for _, rest in LENS_LINES]
-    data["identities"] = identities(line, z_lens, row, spectrum.get("companions") or {})
+    data["identities"] = identity_strips(line, z_lens, row, spectrum.get("companions") or {})
     data["spectrum"] = pack(spectrum)
     if spectrum.get("heat") is not None and len(spectrum["heat"][0]) > 1:
         wave, value = spectrum["heat"]
@@ -241,6 +255,6 @@ def payload(row: Mapping[str, Any], spectrum: Mapping[str, Any] | None, cuts: It
     if spectrum.get("fit"):
         data["fit"] = pack_fit(spectrum["fit"], row)
     if line is not None and spectrum.get("others"):
-        data["others"] = [{"label": other["label"], "kind": other["kind"], **pack(other)}
+        data["others"] = [{"label": clean(other["label"]), "kind": other["kind"], **pack(other)}
                           for other in spectrum["others"]]
     return data

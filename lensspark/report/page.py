@@ -120,8 +120,8 @@ def _facts(card: Mapping[str, Any], rows: list[dict[str, Any]], key: list[dict[s
     return {
         "run_id": str(card["run_id"]), "keys": [_key(row) for row in rows], "fields": dossier.fields(),
         "cuts": [dossier.clean(str(cut["phrase"])) for cut in card["funnel"]["cuts"]], "zoom_px": ZOOM_PX,
-        "sky": sorted({*lines["sky_lines"], *(wave for _, wave in dossier.SKY_LINES)}), "grades": grades.GRADES,
-        "found": grades.FOUND, "max_comment": grades.MAX_COMMENT, "snr_edges": edges,
+        "sky": [*lines["sky_lines"], *(wave for _, wave in dossier.SKY_LINES if wave > dossier.RED_SKY)],
+        "grades": grades.GRADES, "found": grades.FOUND, "max_comment": grades.MAX_COMMENT, "snr_edges": edges,
         "blind": base64.b64encode(json.dumps(key).encode()).decode() if key else None,
     }
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from lensspark import svg
-from lensspark.vetting import Veto
 
 WIDTH, HEIGHT = 410, 200  # of one small plot
 
@@ -69,6 +68,8 @@ def _steps(card: Mapping[str, Any]) -> list[tuple[str, int, tuple[int, str] | No
 
 
 def _reference_range(name: str) -> tuple[int, int] | None:
+    from lensspark.vetting import Veto  # loads pyspark, which a page alone does not need
+
     veto = Veto.__members__.get(str(name).upper())
     bit = -1 if veto is None else int(veto).bit_length() - 1
     return next((ends for ends in REFERENCE_CUTS if ends[0] <= bit <= ends[1]), None)

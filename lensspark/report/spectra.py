@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lensspark import inference, schema
+from lensspark import inference, measure, schema
 from lensspark.eigen import DLOGLAM
 from lensspark.spectrum import pixel, usable_ivar, wavelength
 
@@ -97,6 +97,9 @@ def shown(run: Run, pixels: Pixels, table: pd.DataFrame) -> dict[Key, dict[str, 
     model = _whole_model(pixels, prepared.model, *run.model.pixels)
     with np.errstate(divide="ignore"):
         sigma = np.where(ivar > 0, ivar**-0.5, np.nan)
+    measured = measuring(run, pixels, rows)
+    curves, companions = (function(*measured[0], **measured[1]) for function in
+                          (measure.line_curves, measure.companions))
     first, n_pix = run.model.pixels
     centres = wavelength(first + (np.arange(heat.shape[1]) + 0.5) * n_pix / heat.shape[1] - 0.5)
     found = {}
@@ -104,8 +107,18 @@ def shown(run: Run, pixels: Pixels, table: pd.DataFrame) -> dict[Key, dict[str, 
         inside = np.flatnonzero(pixels.planes["ivar"][i])
         near = slice(inside[0], inside[-1] + 1) if inside.size else slice(0, 0)
         found[key] = {"wave": pixels.wave[near], "flux": pixels.planes["flux"][i, near], "sigma": sigma[i, near],
-                      "model": model[i, near], "heat": (centres, heat[i])}
+                      "model": model[i, near], "heat": (centres, heat[i]), "fit": curves[i],
+                      "companions": companions[i]}
     return found
+
+
+def measuring(run: Run, pixels: Pixels, rows: pd.DataFrame) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """The arguments of lensspark.measure's functions for `rows`, in the order of `pixels`."""
+    loglam0 = np.full(len(pixels), pixels.first * DLOGLAM)
+    numbers = [rows[name].to_numpy(float) for name in ("z_lens", "line_wave", "vdisp", "vdisp_err")]
+    return [*(pixels.planes[name] for name in PLANES), loglam0, *numbers], {
+        "basis": run.model.basis, "window": run.model.window, "input_settings": run.model.input,
+        "settings": run.config.vetting}
 
 
 def _whole_model(pixels: Pixels, fitted: np.ndarray, first: int, n_pix: int) -> np.ndarray:

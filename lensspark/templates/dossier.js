@@ -9,7 +9,8 @@ function overview(dossier, spectrum, range) {
   const part = cut(spectrum, range), count = part.wave.length;
   const shown = rebin(part, Math.max(1, Math.round(count / 1100)));
   const near = Array.from(shown.flux).filter((_, i) => Math.abs(Math.log(shown.wave[i] / dossier.line)) < 5e-4);
-  const y = limits([quantile(shown.flux, 0.004), quantile(shown.flux, 0.996)], shown.model, near);
+  const good = shown.flux.filter((_, i) => shown.sigma[i] < 3 * quantile(shown.sigma, 0.5));  // noisy ends may leave
+  const y = limits([quantile(good, 0.003), quantile(good, 0.997)], shown.model, near);
   const frame = new Frame(range, y, {left, top, right, bottom});
   const body = [frame.bad(shown.wave, shown.flux), frame.axes({y: UNIT, nx: 12, labels: false}),
                 frame.rules(PAGE.sky, "sky"), frame.rules(dossier.lens, "lens"), frame.rules([dossier.line], "hit"),
@@ -55,7 +56,8 @@ function strip(identity, frame, at) {
   for (const line of lines) {
     const x = frame.px(line.wave), strong = line.snr >= 2.5 ? " strong" : "";
     const text = line.snr == null ? line.name : `${line.name} ${line.snr.toFixed(1)}σ`;
-    const tick = svg("path", {class: `tick${line.self ? " self" : strong}`, d: `M${x.toFixed(1)} ${at + 3}V${base + 2}`});
+    const d = `M${x.toFixed(1)} ${at + 3}V${base + 2}`;
+    const tick = svg("path", {class: `tick${line.self ? " self" : strong}`, d});
     tick.append(svg("title", {}, `${text}, ${line.wave.toFixed(1)} Å`));
     group.append(tick);
     if (line.self || x < free || x + 6 * text.length > frame.right + 8) continue;
@@ -96,7 +98,7 @@ function zoomable(picture, frame, dossier, spectrum) {
 }
 const whole = spectrum => [spectrum.wave[0], spectrum.wave[spectrum.wave.length - 1]];
 
-const PANEL = {width: 410, height: 232, box: {left: 42, top: 8, right: 402, bottom: 198}};
+const PANEL = {width: 330, height: 214, box: {left: 36, top: 8, right: 324, bottom: 180}};
 
 function zoom(dossier, spectrum) {
   const part = cut(spectrum, around(dossier.line, PAGE.zoom_px));
@@ -104,7 +106,7 @@ function zoom(dossier, spectrum) {
   const low = minus(part.flux, part.sigma), high = plus(part.flux, part.sigma);
   const frame = new Frame(whole(part), limits(low, high, part.model), PANEL.box);
   return panel(`The line, ± ${PAGE.zoom_px} px`, canvas(PANEL.width, PANEL.height, "zoom on the line",
-    frame.bad(part.wave, part.flux), frame.axes({x: "wavelength (Å)", nx: 5}), frame.rules(PAGE.sky, "sky"),
+    frame.bad(part.wave, part.flux), frame.axes({x: "wavelength (Å)", nx: 4}), frame.rules(PAGE.sky, "sky"),
     frame.rules(dossier.lens, "lens"), frame.rules([dossier.line], "hit"), frame.band(part.wave, low, high, "band"),
     frame.steps(part.wave, part.flux, "flux"), frame.line(part.wave, part.model, "model")));
 }
@@ -118,15 +120,15 @@ function fit(dossier) {
   const wave = Float64Array.from(residual, (_, i) => 10 ** (start + step * i));
   const low = minus(residual, sigma), high = plus(residual, sigma);
   const given = FITS.filter(([name]) => curves[name]);
-  const x = whole({wave}), frame = new Frame(x, limits(low, high, curves.skew), {...PANEL.box, bottom: 142});
+  const x = whole({wave}), frame = new Frame(x, limits(low, high, curves.skew), {...PANEL.box, bottom: 128});
   const pull = Float64Array.from(residual, (value, i) => (value - curves.skew[i]) / sigma[i]);
   const size = Math.max(3.5, ...Array.from(pull).filter(Number.isFinite).map(Math.abs));
-  const below = new Frame(x, [-size, size], {...PANEL.box, top: 150});
+  const below = new Frame(x, [-size, size], {...PANEL.box, top: 136});
   const picture = canvas(PANEL.width, PANEL.height, "line fit", frame.bad(wave, residual), frame.axes({labels: false}),
     frame.band(wave, low, high, "band"), frame.steps(wave, residual, "flux"),
     ...given.map(([name]) => frame.line(wave, curves[name], `fit ${name}`)), below.bad(wave, residual),
-    below.axes({x: "wavelength (Å)", nx: 5, ny: 2}), below.steps(wave, pull, "flux"),
-    svg("text", {class: "s tiny", x: 46, y: 160}, "(data − skew normal) / σ"));
+    below.axes({x: "wavelength (Å)", nx: 4, ny: 2}), below.steps(wave, pull, "flux"),
+    svg("text", {class: "s tiny halo", x: 40, y: 145}, "(data − skew normal) / σ"));
   const legend = html("figcaption", {}, ...given.reverse().map(([name, label]) => {
     const worse = dossier.fit.dchi2[name];
     const key = svg("svg", {class: "key", viewBox: "0 0 20 8"}, svg("path", {class: `fit ${name}`, d: "M0 4H20"}));
@@ -139,7 +141,7 @@ function fit(dossier) {
 
 // The spectrum at the lines that an identity implies, side by side on one scale.
 function companions(dossier, spectrum) {
-  const able = dossier.identities.filter(identity => identity.kind === "source" && expected(identity, spectrum).length);
+  const able = dossier.identities.filter(identity => expected(identity, spectrum).length);
   if (!able.length) return null;
   const holder = html("div"), choice = html("select", {"aria-label": "identity"});
   able.forEach((identity, i) => choice.append(html("option", {value: i}, `${identity.label} ${identity.note}`)));
@@ -153,7 +155,8 @@ function companions(dossier, spectrum) {
 
 const expected = (identity, spectrum) => {
   const [low, high] = whole(spectrum);
-  return identity.lines.filter(line => !line.self && line.panel && line.wave > low * 1.003 && line.wave < high / 1.003);
+  const inside = line => line.wave > low * 1.003 && line.wave < high / 1.003;
+  return identity.lines.filter(line => line.panel && !line.self && inside(line));
 };
 
 function sidebyside(identity, dossier, spectrum) {
@@ -164,7 +167,8 @@ function sidebyside(identity, dossier, spectrum) {
     part.flux = minus(part.flux, base);
   }
   const all = parts.flatMap(part => [minus(part.flux, part.sigma), plus(part.flux, part.sigma)]);
-  const y = limits([0, quantile(all.flatMap(a => Array.from(a)), 0.005), quantile(all.flatMap(a => Array.from(a)), 0.995)]);
+  const values = all.flatMap(curve => Array.from(curve));
+  const y = limits([0, quantile(values, 0.005), quantile(values, 0.995)]);
   const wide = (right - left + 8) / lines.length;
   const body = lines.flatMap((line, k) => {
     const part = parts[k], box = {left: left + k * wide, right: left + (k + 1) * wide - 8, top: top + 14, bottom};
@@ -187,10 +191,11 @@ function others(dossier) {
   const {left, right, top, bottom} = PANEL.box, rows = dossier.others.slice(0, 4);
   const tall = (bottom - top) / rows.length, body = [];
   rows.forEach((other, k) => {
-    const part = cut(unpack(other), around(dossier.line, PAGE.zoom_px)), low = minus(part.flux, part.sigma), high = plus(part.flux, part.sigma);
+    const part = cut(unpack(other), around(dossier.line, PAGE.zoom_px));
+    const low = minus(part.flux, part.sigma), high = plus(part.flux, part.sigma);
     const frame = new Frame(around(dossier.line, PAGE.zoom_px), limits(low, high),
                             {left, right, top: top + k * tall + 6, bottom: top + (k + 1) * tall});
-    body.push(frame.bad(part.wave, part.flux), frame.axes({nx: 5, ny: 2, labels: k === rows.length - 1}),
+    body.push(frame.bad(part.wave, part.flux), frame.axes({nx: 4, ny: 2, labels: k === rows.length - 1}),
               frame.rules([dossier.line], "hit"), frame.band(part.wave, low, high, "band"),
               frame.steps(part.wave, part.flux, `flux ${other.kind}`),
               svg("text", {class: "s tiny halo", x: left + 4, y: frame.top + 8}, other.label));
@@ -207,7 +212,8 @@ function numbers(dossier) {
     if (text == null) return;
     const {group, label, unit, title} = PAGE.fields[i];
     if (!groups.has(group)) groups.set(group, html("dl", {}, html("div", {class: "group"}, group)));
-    groups.get(group).append(html("div", {title}, html("dt", {}, label), " ", html("dd", {}, /^[°″]/.test(unit) ? text + unit : `${text} ${unit}`.trim())));
+    const value = /^[°″]/.test(unit) ? text + unit : `${text} ${unit}`.trim();
+    groups.get(group).append(html("div", {title}, html("dt", {}, label), " ", html("dd", {}, value)));
   });
   return html("div", {class: "numbers"}, ...groups.values());
 }

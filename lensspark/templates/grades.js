@@ -2,6 +2,7 @@
 
 const COLUMNS = ["plate", "mjd", "fiberid", "run2d", "grade", "comment"];
 const SHELF = `lensspark-grades-${PAGE.run_id}`;
+const isGrade = letter => Object.hasOwn(PAGE.grades, letter);
 const keyOf = values => JSON.stringify(values.slice(0, 4).map(String));
 
 class Grades {
@@ -10,6 +11,7 @@ class Grades {
     this.given = keys.map(() => ({grade: "", comment: ""}));
     this.history = [];
     this.revealed = false;
+    this.closed = new Set();  // whose grade stays: fakes that have been revealed
     this.kept = true;  // in the browser's storage
     this.load();
   }
@@ -18,22 +20,30 @@ class Grades {
       const saved = JSON.parse(localStorage.getItem(SHELF) || "{}");
       this.revealed = saved.revealed === true;
       this.keys.forEach((key, i) => {
-        const found = (saved.grades || {})[keyOf(key)];
-        if (found) this.given[i] = {grade: PAGE.grades[found.grade] ? found.grade : "", comment: String(found.comment || "")};
+        const {grade, comment} = (saved.grades || {})[keyOf(key)] || {};
+        this.given[i] = {grade: isGrade(grade) ? grade : "", comment: String(comment || "")};
       });
     } catch { this.kept = false; }
   }
   store() {
     const grades = {};
-    this.keys.forEach((key, i) => { if (this.given[i].grade || this.given[i].comment) grades[keyOf(key)] = this.given[i]; });
+    this.given.forEach((given, i) => { if (given.grade || given.comment) grades[keyOf(this.keys[i])] = given; });
     try {
       localStorage.setItem(SHELF, JSON.stringify({revealed: this.revealed, grades}));
       this.kept = true;
     } catch { this.kept = false; }
   }
   set(i, change) {
+    const grade = this.closed.has(i) ? this.given[i].grade : change.grade ?? this.given[i].grade;
     this.history.push([i, this.given[i]]);
-    this.given[i] = {...this.given[i], ...change};
+    this.given[i] = {...this.given[i], ...change, grade};
+    this.store();
+  }
+  // The fakes are known now: what they were given stays, and nothing of before is undone.
+  reveal(fakes) {
+    this.closed = new Set(fakes);
+    this.history = [];
+    this.revealed = true;
     this.store();
   }
   // Takes the last change back; the candidate that it concerned, or null.
@@ -45,7 +55,8 @@ class Grades {
     return last[0];
   }
   csv() {
-    const quoted = value => /[",\r\n]/.test(value) || value !== value.trim() ? `"${value.replaceAll('"', '""')}"` : value;
+    const special = value => /[",\r\n]/.test(value) || value !== value.trim();
+    const quoted = value => special(value) ? `"${value.replaceAll('"', '""')}"` : value;
     const rows = this.keys.map((key, i) => [...key, this.given[i].grade, this.given[i].comment].map(String))
       .filter(row => row[4] || row[5]);
     return [COLUMNS, ...rows].map(row => row.map(quoted).join(",")).join("\r\n") + "\r\n";
@@ -61,8 +72,9 @@ class Grades {
       if (row.length !== head.length) throw new Error(`row ${n + 2}: ${row.length} values, expected ${head.length}`);
       const cells = place.map(at => row[at].trim());
       const grade = cells[4].toUpperCase(), i = index.get(keyOf([...cells.slice(0, 3).map(Number), cells[3]]));
-      if (grade && !PAGE.grades[grade]) {
-        throw new Error(`row ${n + 2}: grade “${cells[4].slice(0, 40)}”, expected ${Object.keys(PAGE.grades).join(", ")}`);
+      if (grade && !isGrade(grade)) {
+        const known = Object.keys(PAGE.grades).join(", ");
+        throw new Error(`row ${n + 2}: grade “${cells[4].slice(0, 40)}”, expected ${known}`);
       }
       if (i === undefined) { strangers++; return; }
       if (taken.has(i)) throw new Error(`row ${n + 2}: ${cells.slice(0, 4).join("-")} is there twice`);

@@ -1,195 +1,213 @@
 // The page: table (sort, filter), dossiers drawn when they come into view, grading by keyboard, the blind test.
 
-const body = document.querySelector("#candidates tbody");
-const articles = Array.from(document.querySelectorAll("article"));
 const $ = id => document.getElementById(id);
+const say = text => { $("message").textContent = text; };
+const KEYS = {j: "next", k: "previous", u: "undo", x: "clear", n: "open", m: "note", "/": "find", "?": "help"};
+for (const letter of Object.keys(PAGE.grades)) KEYS[letter.toLowerCase()] = letter;
 
-if (body) start();
-
-function start() {
-  const rows = Array.from(body.rows);  // by index of candidate, as `articles`
-  const grades = new Grades(PAGE.keys);
-  const columns = Array.from(document.querySelectorAll("#candidates th"), th => th.dataset.name);
-  const value = (i, column) => column === "grade" ? grades.given[i].grade
-    : rows[i].cells[columns.indexOf(column)].dataset.sort;
-  let order = rows.map((_, i) => i), shown = order, current = 0;
-
-  // ---- drawing
-  const drawn = new Set();
-  function draw(i) {
-    if (drawn.has(i)) return;
-    drawn.add(i);
-    articles[i].append(...build(JSON.parse(articles[i].querySelector("script").textContent)));
-    articles[i].classList.add("drawn");
+class Page {
+  constructor() {
+    this.body = document.querySelector("#candidates tbody");
+    this.heads = Array.from(document.querySelectorAll("#candidates th"));
+    this.columns = this.heads.map(th => th.dataset.name);
+    this.rows = Array.from(this.body.rows);  // by index of the candidate, as `articles`
+    this.articles = Array.from(document.querySelectorAll("article"));
+    this.grades = new Grades(PAGE.keys);
+    this.fakes = PAGE.blind ? JSON.parse(atob(PAGE.blind)) : [];
+    this.order = this.shown = this.rows.map((_, i) => i);
+    this.current = 0;
+    this.drawn = new Set();
+    this.actions = {
+      next: () => this.step(1), previous: () => this.step(-1), undo: () => this.undo(), clear: () => this.grade(""),
+      open: () => this.open(), note: () => $("comment").focus(), find: () => $("filter").focus(),
+      help: () => { $("keys").hidden = !$("keys").hidden; }, save: () => this.save(), load: () => $("load").click(),
+      reveal: () => { this.reveal(); $("blind").scrollIntoView(); },
+    };
+    for (const letter of Object.keys(PAGE.grades)) this.actions[letter] = () => this.grade(letter);
+    this.listen();
+    this.rows.forEach((_, i) => this.show(i));
+    this.progress();
+    const asked = this.named(location.hash);
+    this.select(Math.max(asked, 0), asked >= 0);
+    this.filter();
+    if (this.grades.revealed) this.reveal();
   }
-  const eye = new IntersectionObserver(seen => {
-    for (const {isIntersecting, target} of seen) if (isIntersecting) draw(articles.indexOf(target));
-  }, {rootMargin: "900px"});
-  articles.forEach(article => eye.observe(article));
-  addEventListener("beforeprint", () => shown.forEach(draw));
 
-  // ---- order and filter
-  function arrange() {
-    body.append(...order.map(i => rows[i]));
-    $("dossiers").append(...order.map(i => articles[i]));
+  listen() {
+    const eye = new IntersectionObserver(seen => {
+      for (const {isIntersecting, target} of seen) if (isIntersecting) this.draw(this.articles.indexOf(target));
+    }, {rootMargin: "900px"});
+    this.articles.forEach((article, i) => {
+      eye.observe(article);
+      article.addEventListener("click", () => { if (this.current !== i) this.select(i, false); });
+    });
+    addEventListener("beforeprint", () => this.shown.forEach(i => this.draw(i)));
+    for (const th of this.heads) th.firstElementChild.addEventListener("click", () => this.sort(th));
+    document.addEventListener("click", event => {  // names in the table, dots of the sky map
+      const link = event.target.closest("a"), i = link ? this.named(link.getAttribute("href")) : -1;
+      if (i < 0) return;
+      event.preventDefault();
+      this.select(i);
+    });
+    for (const button of document.querySelectorAll("[data-do]")) {
+      button.addEventListener("click", () => this.act(button.dataset.do));
+    }
+    addEventListener("keydown", event => this.key(event));
+    $("filter").addEventListener("input", () => this.filter());
+    $("load").addEventListener("change", () => this.load());
+    $("comment").maxLength = PAGE.max_comment;
+    $("comment").addEventListener("change", () => {
+      this.grades.set(this.current, {comment: $("comment").value});
+      this.refresh(this.current);
+    });
   }
-  function sortBy(th) {
+
+  act(name) { say(""); this.actions[name](); }
+  key(event) {
+    if (event.target.matches("input, select, textarea")) {
+      if (event.key === "Escape" || event.key === "Enter") event.target.blur();
+      return;
+    }
+    const name = KEYS[event.key.toLowerCase()];
+    if (!name || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    this.act(name);
+  }
+
+  // ---- table and dossiers
+  named(hash) { return this.articles.findIndex(article => `#${article.id}` === hash); }
+  value(i, column) {
+    if (column === "grade") return this.grades.given[i].grade;
+    return this.rows[i].cells[this.columns.indexOf(column)].dataset.sort;
+  }
+  draw(i) {
+    if (this.drawn.has(i)) return;
+    this.drawn.add(i);
+    this.articles[i].append(...build(JSON.parse(this.articles[i].querySelector("script").textContent)));
+    this.articles[i].classList.add("drawn");
+  }
+  sort(th) {
     const down = th.getAttribute("aria-sort") === "ascending", text = th.classList.contains("text");
-    document.querySelectorAll("#candidates th").forEach(other => other.removeAttribute("aria-sort"));
+    for (const other of this.heads) other.removeAttribute("aria-sort");
     th.setAttribute("aria-sort", down ? "descending" : "ascending");
     const compare = (a, b) => {
       if (a === "" || b === "") return (a === "") - (b === "");  // what was not measured stays last
       return (text ? a.localeCompare(b) : a - b) * (down ? -1 : 1);
     };
-    order = [...order].sort((a, b) => compare(value(a, th.dataset.name), value(b, th.dataset.name)));
-    arrange();
-    filter();
+    const values = this.rows.map((_, i) => this.value(i, th.dataset.name));
+    this.order = [...this.order].sort((a, b) => compare(values[a], values[b]));
+    this.body.append(...this.order.map(i => this.rows[i]));
+    $("dossiers").append(...this.order.map(i => this.articles[i]));
+    this.filter();
   }
-  document.querySelectorAll("#candidates th button").forEach(button =>
-    button.addEventListener("click", () => sortBy(button.closest("th"))));
-
-  function filter() {
-    const {keep, wrong} = conditions($("filter").value, columns, value);
+  filter() {
+    const {keep, wrong} = conditions($("filter").value, this.columns, (i, column) => this.value(i, column));
     $("filter").classList.toggle("wrong", wrong !== "");
-    shown = order.filter(i => keep.every(test => test(i, rows[i])));
-    const visible = new Set(shown);
-    rows.forEach((row, i) => { row.hidden = articles[i].hidden = !visible.has(i); });
-    $("filtered").textContent = wrong || `${shown.length} of ${rows.length} shown`;
-    if (!visible.has(current) && shown.length) select(shown[0], false);
+    this.shown = this.order.filter(i => keep.every(test => test(i, this.rows[i])));
+    const visible = new Set(this.shown);
+    this.rows.forEach((row, i) => { row.hidden = this.articles[i].hidden = !visible.has(i); });
+    $("filtered").textContent = wrong || `${this.shown.length} of ${this.rows.length} shown`;
+    if (!visible.has(this.current) && this.shown.length) this.select(this.shown[0], false);
   }
-  $("filter").addEventListener("input", filter);
 
   // ---- the current candidate
-  function select(i, scroll = true) {
-    for (const list of [rows, articles]) list[current].classList.remove("current");
-    current = i;
-    for (const list of [rows, articles]) list[current].classList.add("current");
-    $("now").textContent = articles[i].querySelector("h3").textContent;
-    $("comment").value = grades.given[i].comment;
-    if (!scroll) return;
-    const at = shown.indexOf(i);
-    shown.slice(Math.max(at - 2, 0), at + 2).forEach(draw);  // so that nothing above it grows later
-    articles[i].scrollIntoView();
-    requestAnimationFrame(() => articles[i].scrollIntoView());
-  }
-  function step(by) {
-    const at = shown.indexOf(current), next = shown[Math.min(Math.max(at + by, 0), shown.length - 1)];
-    if (next !== undefined) select(next);
-  }
-  body.addEventListener("click", event => {
-    const link = event.target.closest("a");
-    if (!link) return;
-    event.preventDefault();
-    select(articles.findIndex(article => `#${article.id}` === link.getAttribute("href")));
-  });
-  articles.forEach((article, i) => article.addEventListener("click", () => { if (current !== i) select(i, false); }));
-
-  // ---- grading
-  const fakes = PAGE.blind ? JSON.parse(atob(PAGE.blind)) : [];
-  const closed = i => grades.revealed && fakes.some(fake => fake.index === i);
-  function grade(letter) {
-    if (closed(current)) { say("This is an injected fake, and you have seen the key: its grade stays."); return; }
-    grades.set(current, {grade: letter});
-    show(current);
-    step(1);
-  }
-  function show(i) {
-    const {grade: letter, comment} = grades.given[i];
-    for (const cell of [rows[i].querySelector(".grade"), articles[i].querySelector(".grade")]) {
-      cell.textContent = letter;
-      cell.dataset.grade = letter;
+  select(i, scroll = true) {
+    for (const list of [this.rows, this.articles]) {
+      list[this.current].classList.remove("current");
+      list[i].classList.add("current");
     }
-    rows[i].querySelector(".grade").closest("td").dataset.sort = letter;
-    articles[i].querySelector(".said").textContent = comment;
-    if (i === current) $("comment").value = comment;
-    progress();
+    this.current = i;
+    $("now").textContent = this.articles[i].querySelector("h3").textContent;
+    $("comment").value = this.grades.given[i].comment;
+    if (!scroll) return;
+    const at = this.shown.indexOf(i);
+    this.shown.slice(Math.max(at - 2, 0), at + 2).forEach(j => this.draw(j));  // nothing above it grows later
+    this.articles[i].scrollIntoView();
   }
-  function progress() {
-    const counts = grades.counts(), done = Object.values(counts).reduce((a, b) => a + b, 0);
-    const each = Object.entries(counts).map(([letter, n]) => `${letter} ${n}`).join(" · ");
-    $("progress").textContent = `${done} of ${rows.length} graded · ${each}`;
-    $("kept").hidden = grades.kept;
+  step(by) {
+    const at = this.shown.indexOf(this.current) + by;
+    const next = this.shown[Math.min(Math.max(at, 0), this.shown.length - 1)];
+    if (next !== undefined) this.select(next);
   }
-  const say = text => { $("message").textContent = text; };
-  function undo() {
-    const i = grades.undo();
-    if (i == null) { say("Nothing to undo."); return; }
-    show(i);
-    select(i);
+  open() {
+    const next = this.shown.find(i => !this.grades.given[i].grade);
+    if (next === undefined) say("All are graded.");
+    else this.select(next);
   }
-  $("comment").maxLength = PAGE.max_comment;
-  $("comment").addEventListener("change", () => { grades.set(current, {comment: $("comment").value}); show(current); });
 
-  // ---- files
-  function save() {
-    const url = URL.createObjectURL(new Blob([grades.csv()], {type: "text/csv"}));
-    const link = html("a", {href: url, download: `grades-${PAGE.run_id.replace(/[^\w-]/g, "_").slice(0, 40)}.csv`});
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(url), 1000);
-    say("Saved.");
+  // ---- grades
+  grade(letter) {
+    if (this.grades.closed.has(this.current)) {
+      say("This is an injected fake, and you have seen the key: its grade stays.");
+      return;
+    }
+    this.grades.set(this.current, {grade: letter});
+    this.refresh(this.current);
+    this.step(1);
   }
-  $("load").addEventListener("change", async () => {
+  undo() {
+    const i = this.grades.undo();
+    if (i == null) { say("Nothing to undo."); return; }
+    this.refresh(i);
+    this.select(i);
+  }
+  show(i) {
+    const {grade, comment} = this.grades.given[i];
+    for (const cell of [this.rows[i].querySelector(".grade"), this.articles[i].querySelector(".grade")]) {
+      cell.textContent = grade;
+      cell.dataset.grade = grade;
+    }
+    this.articles[i].querySelector(".said").textContent = comment;
+    if (i === this.current) $("comment").value = comment;
+  }
+  refresh(i) { this.show(i); this.progress(); }
+  progress() {
+    const counts = this.grades.counts(), done = Object.values(counts).reduce((a, b) => a + b, 0);
+    const each = Object.entries(counts).map(([letter, n]) => `${letter} ${n}`).join(" · ");
+    $("progress").textContent = `${done} of ${this.rows.length} graded · ${each}`;
+    $("kept").hidden = this.grades.kept;
+  }
+  save() {
+    const url = URL.createObjectURL(new Blob([this.grades.csv()], {type: "text/csv"}));
+    const name = `grades-${PAGE.run_id.replace(/[^\w-]/g, "_").slice(0, 40)}.csv`;
+    html("a", {href: url, download: name}).click();
+    setTimeout(() => URL.revokeObjectURL(url), 1000);
+    say(`Saved as ${name}.`);
+  }
+  async load() {
     const [file] = $("load").files;
     if (!file) return;
     try {
-      const [taken, strangers] = grades.read(await file.text());
-      rows.forEach((_, i) => show(i));
+      const [taken, strangers] = this.grades.read(await file.text());
+      this.rows.forEach((_, i) => this.show(i));
+      this.progress();
       say(`${taken} rows taken over${strangers ? `; ${strangers} are of no candidate here` : ""}.`);
     } catch (error) { say(`${file.name}: ${error.message}`); }
     $("load").value = "";
-  });
+  }
 
   // ---- the blind test
-  function reveal() {
-    if (!fakes.length) return;
-    grades.revealed = true;
-    grades.store();
-    const percent = x => Number.isFinite(x) ? `${(100 * x).toFixed(0)} %` : "";
-    const lines = completeness(fakes, grades.given).map(bin => {
-      const all = bin.low === 0 && bin.high === Infinity;
-      const label = all ? "all" : bin.high === Infinity ? `≥ ${bin.low}` : `${bin.low}–${bin.high}`;
-      const cells = [label, bin.n, bin.graded, ...bin.counts, percent(bin.share), bin.interval.map(percent).filter(Boolean).join("–")];
-      return html("tr", {}, ...cells.map(cell => html("td", {}, String(cell))));
-    });
-    $("completeness").querySelector("tbody").replaceChildren(...lines);
-    for (const {index, snr, wave} of fakes) {
-      articles[index].querySelector(".truth").textContent = `injected fake: ${wave.toFixed(1)} Å, S/N ${snr.toFixed(1)}`;
-      rows[index].classList.add("fake");
+  reveal() {
+    if (!this.fakes.length) return;
+    this.grades.reveal(this.fakes.map(fake => fake.index));
+    const bins = completeness(this.fakes, this.grades.given);
+    $("completeness").querySelector("tbody").replaceChildren(...bins.map(line));
+    for (const {index, snr, wave} of this.fakes) {
+      const truth = `injected fake: ${wave.toFixed(1)} Å, S/N ${snr.toFixed(1)}`;
+      this.articles[index].querySelector(".truth").textContent = truth;
+      this.rows[index].classList.add("fake");
     }
     $("blind").hidden = false;
     for (const button of document.querySelectorAll("[data-do=reveal]")) button.disabled = true;
   }
+}
 
-  // ---- keys and buttons
-  const actions = {
-    next: () => step(1), previous: () => step(-1), undo, save,
-    load: () => $("load").click(), reveal: () => { reveal(); $("blind").scrollIntoView(); },
-    open: () => { const next = shown.find(i => !grades.given[i].grade); if (next !== undefined) select(next); },
-    note: () => $("comment").focus(), find: () => $("filter").focus(), help: () => { $("keys").hidden = !$("keys").hidden; },
-    clear: () => grade(""),
-  };
-  for (const letter of Object.keys(PAGE.grades)) actions[letter] = () => grade(letter);
-  const KEYS = {j: "next", k: "previous", a: "A", b: "B", c: "C", r: "R", u: "undo", x: "clear", n: "open", m: "note",
-                "/": "find", "?": "help"};
-  const act = name => { say(""); actions[name](); };
-  document.querySelectorAll("[data-do]").forEach(button => button.addEventListener("click", () => act(button.dataset.do)));
-  addEventListener("keydown", event => {
-    if (event.target.matches("input, select, textarea")) {
-      if (event.key === "Escape" || event.key === "Enter") event.target.blur();
-      return;
-    }
-    const name = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
-    if (!name || event.ctrlKey || event.metaKey || event.altKey) return;
-    event.preventDefault();
-    act(name);
-  });
-
-  rows.forEach((_, i) => show(i));
-  const asked = articles.findIndex(article => `#${article.id}` === location.hash);
-  select(Math.max(asked, 0), asked >= 0);
-  filter();
-  if (grades.revealed) reveal();
-  document.documentElement.dataset.ready = "yes";
+// A row of the table of completeness.
+function line({low, high, n, graded, counts, share, interval}) {
+  const percent = x => Number.isFinite(x) ? `${(100 * x).toFixed(0)} %` : "";
+  const label = high !== Infinity ? `${low}–${high}` : low === 0 ? "all" : `≥ ${low}`;
+  const cells = [label, n, graded, ...counts, percent(share), interval.map(percent).filter(Boolean).join("–")];
+  return html("tr", {}, ...cells.map(cell => html("td", {}, String(cell))));
 }
 
 // The tests that a filter's words stand for: `column>number`, `column=text`, or text anywhere in the row.
@@ -197,18 +215,26 @@ function conditions(text, columns, value) {
   const keep = [];
   for (const word of text.trim().split(/\s+/).filter(Boolean)) {
     const [, name, sign, limit] = /^([A-Za-z_0-9]+)(>=|<=|!=|>|<|=)(.*)$/.exec(word) || [];
-    if (!name) { keep.push((_, row) => row.textContent.toLowerCase().includes(word.toLowerCase())); continue; }
+    if (!name) {
+      keep.push((_, row) => row.textContent.toLowerCase().includes(word.toLowerCase()));
+      continue;
+    }
+    const number = limit === "" ? NaN : Number(limit);
     if (!columns.includes(name)) return {keep, wrong: `no column ${name}; there are ${columns.join(", ")}`};
-    const number = Number(limit);
-    if (/[<>]/.test(sign) && (limit === "" || Number.isNaN(number))) return {keep, wrong: `${name}${sign}: a number is missing`};
-    const same = found => limit !== "" && !Number.isNaN(number) && found !== "" ? Number(found) === number
-      : found.toLowerCase() === limit.toLowerCase();
-    const test = {">": v => v > number, "<": v => v < number, ">=": v => v >= number, "<=": v => v <= number}[sign];
-    keep.push(i => {
-      const found = value(i, name);
-      if (!test) return same(found) === (sign === "=");
-      return found !== "" && test(Number(found));
-    });
+    if (/[<>]/.test(sign) && Number.isNaN(number)) return {keep, wrong: `${name}${sign}: a number is missing`};
+    keep.push(i => compares(value(i, name), sign, limit, number));
   }
   return {keep, wrong: ""};
+}
+function compares(found, sign, limit, number) {
+  const same = Number.isNaN(number) || found === "" ? found.toLowerCase() === limit.toLowerCase()
+    : Number(found) === number;
+  if (sign === "=" || sign === "!=") return same === (sign === "=");
+  if (found === "") return false;
+  return {">": found > number, "<": found < number, ">=": found >= number, "<=": found <= number}[sign];
+}
+
+if (document.querySelector("#candidates")) {
+  window.page = new Page();
+  document.documentElement.dataset.ready = "yes";
 }

@@ -89,7 +89,8 @@ function ticks(low, high, number) {
   const raw = (high - low) / number, power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map(m => m * power).find(s => s >= raw * 0.999);
   const found = [];
-  for (let i = Math.ceil(low / step - 1e-9); i <= high / step + 1e-9; i++) found.push(Number((i * step).toPrecision(6)));
+  const first = Math.ceil(low / step - 1e-9), last = Math.floor(high / step + 1e-9);
+  for (let i = first; i <= last; i++) found.push(Number((i * step).toPrecision(6)));
   return found;
 }
 
@@ -110,11 +111,13 @@ class Frame {
     }
     if (labels) for (const value of ticks(...this.x, nx)) {
       const at = this.px(value).toFixed(1);
-      group.append(svg("path", {class: "t", d: `M${at} ${bottom}v4`}), svg("text", {x: at, y: bottom + 15}, String(value)));
+      group.append(svg("path", {class: "t", d: `M${at} ${bottom}v4`}),
+                   svg("text", {x: at, y: bottom + 15}, String(value)));
     }
     group.append(svg("path", {class: "t", d: `M${left} ${bottom}H${right}`}));
     if (x) group.append(svg("text", {x: (left + right) / 2, y: bottom + 29}, x));
-    if (y) group.append(svg("text", {class: "y", transform: `translate(${left - 34} ${(top + bottom) / 2})rotate(-90)`}, y));
+    const turned = `translate(${left - 34} ${(top + bottom) / 2})rotate(-90)`;
+    if (y) group.append(svg("text", {transform: turned}, y));
     return group;
   }
   line(x, y, css) {
