@@ -22,7 +22,7 @@ import pyarrow as pa
 from lensspark import figures, matched_filter, metrics
 from lensspark.config import Config, Evaluation, Mock, resource
 from lensspark.eigen import Basis
-from lensspark.locate import measure_line
+from lensspark.locate import measure_line, ranked
 from lensspark.mock import observe_plate
 from lensspark.mock.objects import KINDS
 from lensspark.mock.profiles import FWHM_OF_SIGMA, PIXEL_KMS
@@ -97,7 +97,7 @@ def compare(mock: dict[str, np.ndarray], score: Callable, settings: Config, firs
     return pd.DataFrame({
         "kind": mock["kind"], "z": mock["z"], "line_snr": mock["line_snr"], "line_at": at,
         "visible": prepared.ivar[np.arange(len(nearest)), nearest] > 0, "scorable": prepared.scorable,
-        "p_line": p_line, "p_line_at": pixel(found["line_wave"]) - first,
+        "p_line": ranked(p_line, found["line_snr"]), "p_line_at": pixel(found["line_wave"]) - first,
         "matched_filter": classical, "matched_filter_at": classical_at.astype(float),
         "oracle": oracle, "oracle_at": oracle_at.astype(float),
     })

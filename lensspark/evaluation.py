@@ -24,7 +24,7 @@ SOURCES = ("lya", "oii")  # kinds whose line comes from another galaxy than the 
 
 
 def of_run(spark: Any, run: str, truth: str) -> str:
-    """`evaluate` and `evaluate_vetting` of the run in the folder or URL `run` as text; RUN/evaluation.json gets them."""
+    """`evaluate` and `evaluate_vetting` of the run in the folder or URL `run` as text, and in its evaluation.json."""
     from lensspark import pipeline
     from lensspark.catalogue import join, write_file
 

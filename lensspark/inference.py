@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 
 from lensspark import engine, schema
 from lensspark.config import Config
-from lensspark.locate import measure_line
+from lensspark.locate import measure_line, ranked
 from lensspark.model import Model
 from lensspark.session import share
 from lensspark.spectrum import Prepared, prepare
@@ -121,7 +121,8 @@ def _search(score_batch: Scorer, planes: list[np.ndarray], z_lens: np.ndarray, l
     """LINE and NULLS columns, NaN where a row's role asks for none or it is not scorable; and what is scorable."""
     def lines(rows: np.ndarray, flux: np.ndarray) -> tuple[Prepared, dict[str, np.ndarray]]:
         prepared, p_line, heat = score_batch(flux, planes[1][rows], planes[2][rows], z_lens[rows])
-        found = measure_line(prepared, heat, loglam0[rows], min_snr) | {"p_line": p_line}
+        found = measure_line(prepared, heat, loglam0[rows], min_snr)
+        found["p_line"] = ranked(p_line, found["line_snr"])
         return prepared, {name: np.where(prepared.scorable, values, np.nan) for name, values in found.items()}
 
     prepared, own = lines(np.arange(len(role)), planes[0])

@@ -19,9 +19,9 @@ from scipy.special import ndtri
 from lensspark import figures, lines, metrics, schema
 from lensspark.config import Config
 from lensspark.detectors import POSITION_PX, only
-from lensspark.locate import measure_line
+from lensspark.locate import measure_line, ranked
 from lensspark.mock import observe_plate, profiles
-from lensspark.mock.instrument import variance_response
+from lensspark.mock.instrument import with_light
 from lensspark.model import Model
 from lensspark.spectrum import pixel, prepare, wavelength
 
@@ -89,11 +89,10 @@ def inject(spectra: dict[str, np.ndarray], score: Callable, settings: Config, fi
         unit = np.sqrt(np.einsum("np,np,np->n", shape, shape, np.maximum(ivar, 0), dtype=np.float64))
         amount = np.divide(line["snr"], unit, out=np.zeros(len(flux)), where=unit > 0)
         shape *= amount.astype(np.float32)[:, None]
-        flux = flux + shape
-        response = variance_response(wavelength(first + np.arange(n_pix)))
-        ivar = ivar / (1 + response * shape * np.sqrt(np.maximum(ivar, 0)))  # as the pipeline would have reported it
+        flux, ivar = with_light(flux, ivar, shape, wavelength(first + np.arange(n_pix)))
     prepared, p_line, heat = score(flux, ivar, spectra["and_mask"], search_redshift(spectra["z"]))
     found = measure_line(prepared, heat, spectra["loglam0"], settings.vetting.min_line_snr)
+    p_line = ranked(p_line, found["line_snr"])
     near = np.abs(pixel(found["line_wave"]) - first - at) <= POSITION_PX
     hit = (p_line > settings.score.threshold) & prepared.scorable
     return pd.DataFrame({

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lensspark import matched_filter
-from lensspark.locate import measure_line
+from lensspark.locate import measure_line, ranked
 from lensspark.spectrum import Prepared, window_pixels
 
 FIRST, N_PIX = window_pixels((3800.0, 5000.0))
@@ -113,3 +113,14 @@ def test_lines_at_the_ends_of_the_window(cell):
     at = cell * 4 + (2.0 if cell == 0 else 1.0)
     found = measure_line(spectra([at], 10.0), heat, np.array([FIRST * 1e-4]), 6.0)
     assert np.log10(found["line_wave"][0]) * 1e4 - FIRST == pytest.approx(at, abs=0.6)
+
+
+def test_certain_lines_are_ranked_by_their_signal_to_noise_and_no_other_score_changes():
+    p = np.array([0.0, 0.3, 0.95, 0.999])
+    np.testing.assert_allclose(ranked(p, np.array([40.0, 5.0, 5.0, 9.0])), p, rtol=1e-12)
+    snr = np.linspace(5, 40, 8)
+    certain = ranked(np.full(8, 1 - 1e-9), snr)
+    assert (np.diff(certain) > 0).all() and (certain > 0.999).all() and (certain < 1).all()
+    rising = ranked(1 - np.geomspace(0.5, 1e-12, 100), np.full(100, 8.0))
+    assert (np.diff(rising) > 0).all()
+    assert ranked(np.array([1 - 1e-9]), np.array([-3.0])) >= 0.999 - 1e-12

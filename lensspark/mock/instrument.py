@@ -140,6 +140,16 @@ def variance_response(wave: np.ndarray) -> np.ndarray:
     return np.interp(wave, *_VARIANCE_PER_SIGMA).astype(np.float32)
 
 
+def with_light(flux: np.ndarray, ivar: np.ndarray, light: np.ndarray, wave: np.ndarray
+               ) -> tuple[np.ndarray, np.ndarray]:
+    """(flux, ivar), (n, n_pix), of spectra to which `light` is added, as the pipeline would have reported them.
+
+    wave (n_pix,) in Angstrom. The light's own photon noise is not drawn.
+    """
+    raised = 1 + variance_response(wave) * np.maximum(light, 0) * np.sqrt(np.maximum(ivar, 0))
+    return flux + light, (ivar / raised).astype(ivar.dtype)
+
+
 def _runs(starts: np.ndarray, length: np.ndarray, longest: int) -> np.ndarray:
     """Boolean (n, n_pix): runs of `length` pixels (same shape, read at the starts) from each start."""
     out = starts.copy()

@@ -16,7 +16,7 @@ import pandas as pd
 from lensspark import measure, schema, vetting
 from lensspark.catalogue import iau_name
 from lensspark.eigen import DLOGLAM
-from lensspark.locate import measure_line
+from lensspark.locate import measure_line, ranked
 from lensspark.mock import objects, profiles
 from lensspark.report import spectra
 from lensspark.report.spectra import KEY, Pixels
@@ -78,8 +78,8 @@ def _hosts(ledger: DataFrame, seed: int, number: int) -> pd.DataFrame:
 def inject(pixels: Pixels, seed: int, settings: Any) -> tuple[Pixels, pd.DataFrame]:
     """`pixels` with one mock Lyman alpha line each ([mock]'s wavelengths, fluxes and shapes), and KEY_COLUMNS.
 
-    Seen through the fibre's own line-spread function; the noise stays that of the spectrum. `line_snr` is
-    sqrt(sum f^2 ivar) of the injected line over measured pixels.
+    Seen through the fibre's own line-spread function; the noise stays that of the spectrum, its reported variance grows
+    by the line's light. `line_snr` is sqrt(sum f^2 ivar) of the injected line over measured pixels.
     """
     n = len(pixels)
     u = np.empty((n, 32))
@@ -97,14 +97,16 @@ def inject(pixels: Pixels, seed: int, settings: Any) -> tuple[Pixels, pd.DataFra
     truth = pd.DataFrame(pixels.keys, columns=KEY).assign(
         line_wave=lines.wave[own], line_flux=np.bincount(lines.rows, weights=lines.flux, minlength=n),
         line_fwhm=lines.fwhm[own], line_alpha=lines.alpha[own], line_snr=snr)
-    return replace(pixels, planes=pixels.planes | {"flux": pixels.planes["flux"] + added}), truth
+    flux, ivar = with_light(pixels.planes["flux"], pixels.planes["ivar"], added, pixels.wave)
+    return replace(pixels, planes=pixels.planes | {"flux": flux, "ivar": ivar}), truth
 
 
 def _measured(run: Run, pixels: Pixels, hosts: pd.DataFrame) -> pd.DataFrame:
     """`hosts` as schema.CANDIDATES with what the search measures in `pixels`; nothing of what the ledger measured."""
     prepared, p_line, heat = spectra.score(run, pixels, hosts["z_lens"].to_numpy(float))
     loglam0 = np.full(len(pixels), run.model.pixels[0] * DLOGLAM)
-    found = measure_line(prepared, heat, loglam0, run.config.vetting.min_line_snr) | {"p_line": p_line}
+    found = measure_line(prepared, heat, loglam0, run.config.vetting.min_line_snr)
+    found["p_line"] = ranked(p_line, found["line_snr"])
     rows = hosts[[column.name for column in (*schema.KEY, *schema.CATALOGUE, *schema.SELECTION)]].copy()
     arguments, settings = spectra.measuring(run, pixels, rows.assign(line_wave=found["line_wave"]))
     found |= measure.measure_hits(*arguments, **settings)
