@@ -18,6 +18,7 @@ from lensspark.catalogue import iau_name
 from lensspark.eigen import DLOGLAM
 from lensspark.locate import measure_line, ranked
 from lensspark.mock import objects, profiles
+from lensspark.mock.instrument import with_light
 from lensspark.report import spectra
 from lensspark.report.spectra import KEY, Pixels
 
