@@ -5,7 +5,9 @@
 DIR holds BOSS spec files (lite or full). Prints a table per bin of wavelength: flux of the galaxies, sky, LSF width;
 reported error, and its 10-90 % range in ln, of spectra fainter than 1e-17 erg/s/cm2/A there; scatter of
 (flux - model) * sqrt(ivar) about its running median (51 px) and the correlation of its neighbouring pixels, without
-quasars, whose models fit worse; fractions of pixels without measurement and with mask bits. Medians over spectra but
+quasars, whose models fit worse; response, by how much (ln) a pixel's reported variance rises with one sigma of its
+own flux, both against their running medians (31 px); fractions of pixels without measurement and with mask bits.
+Medians over spectra but
 for the correlation and the fractions, which are means.
 
 With --galaxies, the search's own fit of the foreground galaxy is held against every quiescent galaxy (CLASS GALAXY,
@@ -25,7 +27,7 @@ from lensspark import boss, config, eigen, matched_filter, spectrum
 from lensspark.mock import observe_plate
 
 EDGES = np.array([3650, 3800, 3900, 4000, 4200, 4500, 4800, 5000, 5500, 6000, 6800, 7600, 8400, 9200])
-QUANTITIES = ("flux", "sigma", "sky", "wdisp", "pull", "correlation", "unmeasured", "and_mask", "or_mask")
+QUANTITIES = ("flux", "sigma", "sky", "wdisp", "pull", "correlation", "response", "unmeasured", "and_mask", "or_mask")
 PLANES = ("flux", "ivar", "and_mask", "or_mask", "wdisp", "sky", "model")
 
 
@@ -86,10 +88,23 @@ def _one_bin(s: dict[str, np.ndarray], inside: np.ndarray) -> dict[str, float]:
         "flux": np.median(flux),
         "sigma": np.median(ivar[ivar > 0] ** -0.5) if (ivar > 0).any() else np.nan,
         "sky": np.median(s["sky"][inside]), "wdisp": np.median(s["wdisp"][inside]),
-        "pull": np.std(pull), "correlation": np.mean(pull[1:] * pull[:-1]) / np.mean(pull**2),
+        "response": _response(flux, ivar), "pull": np.std(pull),
+        "correlation": np.mean(pull[1:] * pull[:-1]) / np.mean(pull**2),
         "unmeasured": np.mean(ivar <= 0), "and_mask": np.mean(s["and_mask"][inside] != 0),
         "or_mask": np.mean(s["or_mask"][inside] != 0),
     }
+
+
+def _response(flux: np.ndarray, ivar: np.ndarray) -> float:
+    """Slope of ln variance against flux in sigma, pixel by pixel; NaN with too few pixels."""
+    smooth = median_filter(ivar, 31)
+    good = (ivar > 0) & (smooth > 0)
+    if good.sum() < 60:
+        return np.nan
+    excess = -np.log(ivar[good] / smooth[good])
+    sigmas = ((flux - median_filter(flux, 31)) * np.sqrt(smooth))[good]
+    usual = (np.abs(excess) < 1) & (np.abs(sigmas) < 3)
+    return np.polyfit(sigmas[usual], excess[usual], 1)[0]
 
 
 def table(real: dict[str, np.ndarray], mock: dict[str, np.ndarray]) -> str:
