@@ -1,12 +1,13 @@
-"""Measure a run against the truth of a mock survey.
+"""Measure a run, or a model: against the truth of a mock survey, beside other detectors, or by injected lines.
 
-1. Read RUN/ledger and the truth table.
-2. Recall of injected Lya lines by S/N, error of their position, false hits by kind of spectrum, at the run's
-   threshold and at fixed false-hit rates.
-3. Print them; write them to RUN/evaluation.json.
+--run RUN --truth FILE   a finished search of a mock survey: recall of its Lya lines by S/N, position, false hits by
+                         kind of spectrum, the cuts on each kind, whether q_value holds -> RUN/evaluation.json
+--mock PLATES --out DIR  the model, the classical matched filter and an oracle at equal false-hit rates, on fresh mock
+                         plates of clean and of contaminated galaxies -> DIR/detectors.json and .png
+--inject ROOT --out DIR  lines of known S/N added to every readable spectrum below ROOT, and to mock galaxies; what is
+                         a hit without any -> DIR/injection.json, recovery.png and hits.png
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -17,22 +18,33 @@ from lensspark.session import job_parser, run_job, spark_session  # noqa: E402
 
 def main(argv=None):
     parser = job_parser(__doc__)
-    parser.add_argument("--run", required=True, metavar="RUN", help="folder or URL of a finished run")
-    parser.add_argument("--truth", required=True, metavar="FILE", help="truth.parquet of the survey that was searched")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", metavar="RUN", help="folder or URL of a finished run")
+    what.add_argument("--mock", metavar="PLATES", type=int, help="plates of clean galaxies; a third more of others")
+    what.add_argument("--inject", metavar="ROOT", help="folder or URL of a survey")
+    parser.add_argument("--truth", metavar="FILE", help="with --run: truth.parquet of the survey that was searched")
+    parser.add_argument("--out", metavar="DIR", help="with --mock and --inject: folder for figures and pictures")
+    parser.add_argument("--basis", metavar="FILE", help="with --mock: eigenbasis of the galaxies (default: shipped)")
+    parser.add_argument("--first-plate", type=int, default=40000, help="with --mock: number of the first plate")
+    parser.add_argument("--seed", type=int, default=7, help="with --mock")
     return run_job(parser, work, argv)
 
 
 def work(args, config):
-    from lensspark import evaluation, pipeline
-    from lensspark.catalogue import join, write_file
+    needed, name = (args.truth, "--truth") if args.run else (args.out, "--out")
+    if not needed:
+        raise ValueError(f"{name} is missing; see --help")
+    if args.mock is not None and args.mock < 1:
+        raise ValueError(f"--mock {args.mock}: expected at least one plate")
+    from lensspark import detectors, evaluation, injection
 
-    finished = pipeline.finished_run(args.run)
     spark = spark_session("lensspark evaluate", args.master)
-    ledger = spark.read.parquet(pipeline.spark_path(join(args.run, "ledger"))).where("p_line IS NOT NULL").toPandas()
-    truth = spark.read.parquet(pipeline.spark_path(args.truth)).toPandas()
-    figures = evaluation.evaluate(ledger, truth, finished.score.threshold, finished.input)
-    write_file(join(args.run, "evaluation.json"), json.dumps(figures, indent=1).encode())
-    print(evaluation.summary(figures))
+    if args.run:
+        print(evaluation.of_run(spark, args.run, args.truth))
+    elif args.mock:
+        print(detectors.on_model(spark, config, args.mock, args.first_plate, args.seed, args.basis, args.out))
+    else:
+        print(injection.on_model(spark, config, args.inject, args.out))
 
 
 if __name__ == "__main__":

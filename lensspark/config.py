@@ -104,9 +104,13 @@ class Network:
     channels: tuple[int, ...] = _field(**_between(1, 4096), low_length=1)
     convolutions_per_block: int = _field(**_between(1, 10))
     kernel: int = _field(**_between(1, 101))
+    stem_stride: int = _field(**_between(1, 8))
+    position_offsets: bool = _field()
+    normalise: bool = _field()
     dropout: float = _field(**_between(0, 0.95))
     shortcuts: bool = _field()
-    pooled: tuple[str, ...] = _field(**_one_of("mean", "max", "heat"), low_length=1)
+    pooled: tuple[str, ...] = _field(**_one_of("mean", "max", "flatten", "heat"), low_length=1)
+    hidden: tuple[int, ...] = _field(**_between(1, 10_000))
     heat_block: int = _field(**_between(1, 8))
 
 
@@ -122,6 +126,8 @@ class Loss:
 class Training:
     epochs: int = _field(**_between(1, 10_000))
     batch_size: int = _field(**_between(1, 100_000))
+    precision: str = _field(**_one_of("auto", "f32", "bf16"))
+    calibrate: bool = _field()
     learning_rate: float = _field(**_between(1e-8, 1))
     seed: int = _field(**_between(0, 2**31))
     validation_plates: float = _field(**_between(0, 0.9))
@@ -199,6 +205,18 @@ class Mock:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    injections: int = _field(**_between(1, 100_000))
+    injected_snr: tuple[float, ...] = _field(**_between(0, 1e6), length=2)
+    false_hit_rates: tuple[float, ...] = _field(**_between(1e-9, 1), low_length=1)
+    excesses: tuple[float, ...] = _field(**_between(0, 100))
+    lens_line: float = _field(**_between(0, 1e-2))
+    airglow: float = _field(**_between(0, 1e-2))
+    cosmic: float = _field(**_between(0, 1e-2))
+    crosstalk: float = _field(**_between(0, 1e-2))
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole configuration; `load` is the way to get one."""
 
@@ -213,6 +231,7 @@ class Config:
     limits: Limits
     report: Report
     survey_training: SurveyTraining
+    evaluation: Evaluation
     mock: Mock
     mock_training: Mock
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from lensspark import network
 from lensspark.model import Model
@@ -37,7 +38,7 @@ def choose(name: str) -> str:
 
 
 def engine_for(model: Model, name: str = "auto", precision: str = "f32", batch_size: int = 64) -> Engine:
-    """A function from network input (n, n_channels, n_pix) float32 to p_line (n,) and heat (n, n_cells), float32.
+    """A function from network input (n, n_channels, n_pix) float32 to p_line (n,) and heat (n, n_cells), float64.
 
     p_line is the score, 0-1; heat is the probability that the line is in each cell of n_pix / n_cells pixels. The
     input is cut into calls of `batch_size`; every row's result is independent of the others'.
@@ -49,7 +50,7 @@ def engine_for(model: Model, name: str = "auto", precision: str = "f32", batch_s
         parts = [score(channels[i : i + batch_size]) for i in range(0, len(channels), batch_size)]
         if not parts:
             _, heat = score(np.zeros((1, *channels.shape[1:]), np.float32))
-            return np.zeros(0, np.float32), heat[:0]
+            return np.zeros(0), _sigmoid(heat[:0])
         line, heat = (np.concatenate(values) for values in zip(*parts, strict=True))
         return _sigmoid(line), _sigmoid(heat)
 
@@ -57,7 +58,8 @@ def engine_for(model: Model, name: str = "auto", precision: str = "f32", batch_s
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return (0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))).astype(np.float32)
+    """Double precision, in which logits up to 36 stay apart from 1: the score ranks the brightest lines too."""
+    return expit(logits.astype(np.float64))
 
 
 def _tensorflow(model: Model, precision: str) -> Engine:
@@ -105,27 +107,33 @@ class OpenVINOOps:
 
         self.op, self.weights = opset13, weights
 
-    def conv(self, name: str, x: Any, filters: int, kernel: int, relu: bool = True) -> Any:
-        weight = {part: self.weights[f"{name}_bn/{part}"] for part in
-                  ("gamma", "beta", "moving_mean", "moving_variance")}
-        scale = weight["gamma"] / np.sqrt(weight["moving_variance"] + network.BN_EPSILON)
-        folded = (self.weights[f"{name}/kernel"] * scale).transpose(2, 1, 0)  # (k, in, out) -> (out, in, k)
-        bias = (weight["beta"] - weight["moving_mean"] * scale).reshape(1, -1, 1)
-        y = self.op.convolution(x, self._constant(folded), strides=[1], pads_begin=[0], pads_end=[0], dilations=[1],
-                                auto_pad="same_upper")
-        y = self.op.add(y, self._constant(bias))
+    def conv(self, name: str, x: Any, filters: int, kernel: int, relu: bool = True, stride: int = 1) -> Any:
+        weight = self.weights[f"{name}/kernel"]
+        if f"{name}_bn/gamma" in self.weights:
+            norm = {part: self.weights[f"{name}_bn/{part}"] for part in
+                    ("gamma", "beta", "moving_mean", "moving_variance")}
+            scale = norm["gamma"] / np.sqrt(norm["moving_variance"] + network.BN_EPSILON)
+            weight, bias = weight * scale, norm["beta"] - norm["moving_mean"] * scale
+        else:
+            bias = self.weights[f"{name}/bias"]
+        y = self.op.convolution(x, self._constant(weight.transpose(2, 1, 0)),  # (k, in, out) -> (out, in, k)
+                                strides=[stride], pads_begin=[0], pads_end=[0], dilations=[1], auto_pad="same_upper")
+        y = self.op.add(y, self._constant(bias.reshape(1, -1, 1)))
         return self.relu(y) if relu else y
+
+    def offsets(self, name: str, x: Any) -> Any:
+        return self.op.add(x, self._constant(self.weights[f"{name}/offset"].T[None]))
 
     def _constant(self, values: np.ndarray) -> Any:
         return self.op.constant(np.ascontiguousarray(values, dtype=np.float32))
 
-    def dense(self, name: str, x: Any) -> Any:
-        """One output of the channels: (n, channels) -> (n, 1), (n, channels, n_cells) -> (n, 1, n_cells)."""
+    def dense(self, name: str, x: Any, width: int) -> Any:
+        """(n, channels) -> (n, width), or of every cell: (n, channels, n_cells) -> (n, width, n_cells)."""
         kernel, bias = self.weights[f"{name}/kernel"], self.weights[f"{name}/bias"]
         if len(x.get_output_partial_shape(0)) == 2:
             return self.op.add(self.op.matmul(x, self._constant(kernel), False, False), self._constant(bias))
         y = self.op.matmul(self._constant(kernel.T[None]), x, False, False)
-        return self.op.add(y, self._constant(bias))
+        return self.op.add(y, self._constant(bias[:, None]))
 
     def pool(self, x: Any) -> Any:
         from openvino import opset1  # later operation sets give a second output, the indices
@@ -145,7 +153,13 @@ class OpenVINOOps:
         return x
 
     def flatten(self, x: Any) -> Any:
+        return self.op.reshape(self.op.transpose(x, np.array([0, 2, 1])), np.array([0, -1]), True)
+
+    def squeeze(self, x: Any) -> Any:
         return self.op.squeeze(x, np.array([1]))
+
+    def one_cell(self, x: Any) -> Any:
+        return self.op.unsqueeze(x, np.array([2]))
 
     def add(self, x: Any, y: Any) -> Any:
         return self.op.add(x, y)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,19 @@ POSITION_PX = 3.0  # a line is found if line_wave is this close
 SNR_EDGES = (4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, np.inf)
 LINE_KINDS = ("lya", "oii", "crosstalk", "airglow")  # kinds that have an emission line which is not the galaxy's own
 FALSE_HIT_RATES = (1e-3, 1e-4)
+
+
+def of_run(spark: Any, run: str, truth: str) -> str:
+    """`evaluate` of the finished run in the folder or URL `run`, written to its evaluation.json; returns `summary`."""
+    from lensspark import pipeline
+    from lensspark.catalogue import join, write_file
+
+    finished = pipeline.finished_run(run)
+    ledger = spark.read.parquet(pipeline.spark_path(join(run, "ledger"))).where("p_line IS NOT NULL").toPandas()
+    known = spark.read.parquet(pipeline.spark_path(truth)).toPandas()
+    figures = evaluate(ledger, known, finished.score.threshold, finished.input)
+    write_file(join(run, "evaluation.json"), json.dumps(figures, indent=1).encode())
+    return summary(figures)
 
 
 def evaluate(ledger: pd.DataFrame, truth: pd.DataFrame, threshold: float, settings: Input) -> dict[str, Any]:

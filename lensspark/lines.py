@@ -8,6 +8,7 @@ LIGHT_KMS = 299792.458  # speed of light
 
 LYA = 1215.67
 NV = 1240.81
+SIIV = 1396.75  # with OIV], as in quasars (Vanden Berk et al. 2001, AJ 122, 549)
 CIV = 1549.48
 HEII_1640 = 1640.42
 CIII = 1908.73

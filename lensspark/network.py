@@ -8,6 +8,8 @@ projection on the three shortcuts whose number of feature maps changes. Importin
 
 from __future__ import annotations
 
+import os
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,32 +19,42 @@ if TYPE_CHECKING:
 
     from lensspark.config import Loss, Network
 
+# TensorFlow leaves oneDNN off on CPUs without AVX512, where it is twice as fast all the same.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
 BN_EPSILON = 1e-3
+BN_MOMENTUM = 0.97
 
 
 def forward(ops: Any, x: Any, settings: Network) -> tuple[Any, Any]:
     """Logits of a spectrum (n,) and of its positions (n, n_cells) from network input `x`, through `ops`.
 
     The positions are those of a head on the features of block `heat_block`, if the last layer sees "heat"; else the
-    class-activation map of the last features: the last layer applied to each position.
+    class-activation map of the last features: the last layer applied to each position. A network that flattens its
+    features or has hidden layers after them has no such map: its one cell is the whole window.
     """
-    x = ops.conv("stem", x, settings.channels[0], settings.kernel)
+    x = ops.conv("stem", x, settings.channels[0], settings.kernel, stride=settings.stem_stride)
+    if settings.position_offsets:
+        x = ops.offsets("position", x)
     heat = None
     for i, channels in enumerate(settings.channels, start=1):
         x = _block(ops, f"block{i}", x, channels, settings)
         if i < len(settings.channels):
             x = ops.pool(x)
         if i == settings.heat_block and "heat" in settings.pooled:
-            heat = ops.dense("heat", ops.conv("heat_features", x, 2 * channels, settings.kernel))
-    pooled = {"mean": ops.mean, "max": ops.max}
+            heat = ops.dense("heat", ops.conv("heat_features", x, 2 * channels, settings.kernel), 1)
+    pooled = {"mean": ops.mean, "max": ops.max, "flatten": ops.flatten}
     seen = [pooled[name](x) for name in settings.pooled if name in pooled]
     if heat is not None:
-        heat_peak = ops.max(heat)
-        line = ops.dense("line", ops.dropout(ops.concat([*seen, heat_peak]), settings.dropout))
-    else:
-        line = ops.dense("line", ops.dropout(ops.concat(seen), settings.dropout))
-        heat = ops.dense("line", ops.concat([x] * len(seen)))
-    return ops.flatten(line), ops.flatten(heat)
+        seen.append(ops.max(heat))
+    features = ops.concat(seen)
+    for i, width in enumerate(settings.hidden, start=1):
+        features = ops.relu(ops.dense(f"hidden{i}", ops.dropout(features, settings.dropout), width))
+    line = ops.dense("line", ops.dropout(features, settings.dropout), 1)
+    if heat is None:
+        mapped = not settings.hidden and "flatten" not in settings.pooled
+        heat = ops.dense("line", ops.concat([x] * len(seen)), 1) if mapped else ops.one_cell(line)
+    return ops.squeeze(line), ops.squeeze(heat)
 
 
 def _block(ops: Any, name: str, x: Any, channels: int, settings: Network) -> Any:
@@ -58,25 +70,30 @@ def _block(ops: Any, name: str, x: Any, channels: int, settings: Network) -> Any
 
 
 class KerasOps:
-    """Builds a Keras graph; tensors are (n, n_pix, channels)."""
+    """Builds a Keras graph; tensors are (n, n_pix, channels). Without `normalise`, convolutions have a bias instead."""
 
-    def __init__(self) -> None:
+    def __init__(self, normalise: bool = True) -> None:
+        self.normalise = normalise
         self.dense_layers: dict[str, Any] = {}
 
-    def conv(self, name: str, x: Any, filters: int, kernel: int, relu: bool = True) -> Any:
+    def conv(self, name: str, x: Any, filters: int, kernel: int, relu: bool = True, stride: int = 1) -> Any:
         from keras import layers
 
-        x = layers.Conv1D(filters, kernel, padding="same", use_bias=False, name=name)(x)
-        x = layers.BatchNormalization(epsilon=BN_EPSILON, momentum=0.97, name=f"{name}_bn")(x)
+        x = layers.Conv1D(filters, kernel, strides=stride, padding="same", use_bias=not self.normalise, name=name)(x)
+        if self.normalise:
+            x = _batch_normalisation()(epsilon=BN_EPSILON, momentum=BN_MOMENTUM, name=f"{name}_bn")(x)
         return layers.ReLU()(x) if relu else x
 
-    def dense(self, name: str, x: Any) -> Any:
+    def offsets(self, name: str, x: Any) -> Any:
+        return _offsets()(name=name)(x)
+
+    def dense(self, name: str, x: Any, width: int) -> Any:
         from keras import initializers, layers
 
         if name not in self.dense_layers:
             # Of 298 cells one has the line at most: begin at that rarity instead of learning it.
-            rare = "zeros" if name == "line" else initializers.Constant(-4.0)
-            self.dense_layers[name] = layers.Dense(1, name=name, bias_initializer=rare)
+            rare = initializers.Constant(-4.0) if name == "heat" else "zeros"
+            self.dense_layers[name] = layers.Dense(width, name=name, bias_initializer=rare)
         return self.dense_layers[name](x)
 
     def pool(self, x: Any) -> Any:
@@ -94,6 +111,12 @@ class KerasOps:
 
         return layers.GlobalMaxPooling1D()(x)
 
+    def flatten(self, x: Any) -> Any:
+        """(n, n_pix, channels) to (n, n_pix * channels), pixel by pixel."""
+        from keras import layers
+
+        return layers.Flatten()(x)
+
     def concat(self, parts: list) -> Any:
         from keras import layers
 
@@ -104,11 +127,17 @@ class KerasOps:
 
         return layers.Dropout(rate, seed=1)(x)
 
-    def flatten(self, x: Any) -> Any:
+    def squeeze(self, x: Any) -> Any:
         """(n, 1) to (n,), (n, n_cells, 1) to (n, n_cells)."""
         from keras import ops
 
         return ops.squeeze(x, axis=-1)
+
+    def one_cell(self, x: Any) -> Any:
+        """(n, 1) to (n, 1, 1)."""
+        from keras import ops
+
+        return ops.expand_dims(x, axis=-1)
 
     def add(self, x: Any, y: Any) -> Any:
         from keras import layers
@@ -124,6 +153,45 @@ class KerasOps:
         return x.shape[-1]
 
 
+@cache
+def _batch_normalisation() -> type:
+    """Keras' batch normalisation; under TensorFlow trained by its fused kernel, which takes half the time on CPUs."""
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        return keras.layers.BatchNormalization
+    import tensorflow as tf
+
+    class FusedBatchNormalization(keras.layers.BatchNormalization):
+        def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+            if not training:
+                return super().call(inputs, training=False, mask=mask)
+            scale, offset = (tf.cast(weight, tf.float32) for weight in (self.gamma, self.beta))
+            normalised, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+                x=tf.expand_dims(inputs, 1), scale=scale, offset=offset, mean=tf.zeros(0), variance=tf.zeros(0),
+                epsilon=self.epsilon, is_training=True)
+            for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
+                moving.assign(moving * self.momentum + batch * (1 - self.momentum))
+            return tf.squeeze(normalised, 1)
+
+    return FusedBatchNormalization
+
+
+@cache
+def _offsets() -> type:
+    """A layer that adds a trained offset (n_pix, channels) to every spectrum."""
+    import keras
+
+    class Offsets(keras.layers.Layer):
+        def build(self, shape: tuple) -> None:
+            self.offset = self.add_weight(shape=shape[1:], initializer="zeros", name="offset")
+
+        def call(self, inputs: Any) -> Any:
+            return inputs + keras.ops.cast(self.offset, inputs.dtype)
+
+    return Offsets
+
+
 def keras_model(settings: Network, n_pix: int, n_channels: int) -> keras.Model:
     """The network as a Keras model: input (n, n_pix, n_channels), outputs "line" (n,) and "heat" (n, n_cells) logits.
 
@@ -133,15 +201,15 @@ def keras_model(settings: Network, n_pix: int, n_channels: int) -> keras.Model:
 
     if settings.heat_block > len(settings.channels):
         raise ValueError(f"network.heat_block = {settings.heat_block}: expected 1 to {len(settings.channels)} blocks")
-    if not {"mean", "max"} & set(settings.pooled):
-        raise ValueError(f"network.pooled = {list(settings.pooled)}: expected at least one of mean and max")
+    if not {"mean", "max", "flatten"} & set(settings.pooled):
+        raise ValueError(f"network.pooled = {list(settings.pooled)}: expected at least one of mean, max and flatten")
     x = keras.Input((n_pix, n_channels), name="channels")
-    line, heat = forward(KerasOps(), x, settings)
+    line, heat = forward(KerasOps(settings.normalise), x, settings)
     return keras.Model(x, {"line": line, "heat": heat})
 
 
 def weights_of(model: keras.Model) -> dict[str, np.ndarray]:
-    """Weights by "layer/weight" name: kernels (k, in, out), batch-norm vectors (out,), dense kernels (in, 1)."""
+    """Weights by "layer/weight" name: kernels (k, in, out), vectors (out,), dense kernels (in, out), offsets."""
     return {f"{layer.name}/{weight.name}": weight.numpy() for layer in model.layers for weight in layer.weights
             if "seed_generator" not in weight.path}
 

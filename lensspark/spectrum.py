@@ -12,6 +12,7 @@ from lensspark.eigen import DLOGLAM, Basis, legendre, weighted_fit
 
 # Significances are divided by the scale and clipped at +-limit: about unit variance, and a bright line stays bright.
 SIGNIFICANCE_SCALE, SIGNIFICANCE_LIMIT = 3.0, 10.0
+UNFITTED = ("flux", "sqrt_ivar")  # channels that need no model of the galaxy
 
 
 def window_pixels(window: tuple[float, ...]) -> tuple[int, int]:
@@ -96,13 +97,13 @@ def fit_galaxy(flux: np.ndarray, ivar: np.ndarray, z_lens: np.ndarray, basis: Ba
 
 
 def prepare(flux: np.ndarray, ivar: np.ndarray, and_mask: np.ndarray, z_lens: np.ndarray, basis: Basis,
-            settings: Input, first: int) -> Prepared:
+            settings: Input, first: int, channels_only: bool = False) -> Prepared:
     """Network input and residuals of n spectra on the pixels first ... first + n_pix - 1.
 
     flux [1e-17 erg/s/cm2/A], ivar, and_mask: (n, n_pix); z_lens (n,). `settings.channels` chooses among flux and model
     (over their mean absolute value), sqrt_ivar (over its mean), residual (significance of flux - model per pixel) and
-    matched_S (matched-filter S/N for a line of width S px). Raises ValueError if shapes disagree or a channel is
-    unknown.
+    matched_S (matched-filter S/N for a line of width S px). With `channels_only` the galaxy is fitted only where a
+    channel needs it, else model is 0. Raises ValueError if shapes disagree or a channel is unknown.
     """
     flux = np.asarray(flux, dtype=np.float32)
     if not (flux.ndim == 2 and flux.shape == ivar.shape == and_mask.shape and np.shape(z_lens) == flux.shape[:1]):
@@ -111,7 +112,8 @@ def prepare(flux: np.ndarray, ivar: np.ndarray, and_mask: np.ndarray, z_lens: np
     ivar = usable_ivar(np.asarray(ivar, dtype=np.float32), and_mask, np.asarray(z_lens), settings, first)
     good = ivar > 0
     flux = np.where(good & np.isfinite(flux), flux, np.float32(0))
-    model = fit_galaxy(flux, ivar, z_lens, basis, settings, first)
+    fitted = not channels_only or not set(settings.channels) <= set(UNFITTED)
+    model = fit_galaxy(flux, ivar, z_lens, basis, settings, first) if fitted else np.zeros_like(flux)
     residual = np.where(good, flux - model, np.float32(0))
     channels = np.empty((flux.shape[0], len(settings.channels), flux.shape[1]), dtype=np.float32)
     for i, name in enumerate(settings.channels):

@@ -1,199 +1,188 @@
-"""Training: Parquet through petastorm into tf.data, Keras, and out comes a model's folder.
+"""Training: fits the network to the feed's spectra, watches it, calibrates it, and writes a model's folder.
 
-The feed reads raw pixels and calls `spectrum.prepare`, the same function as the search, in the background of the
-training. A run keeps a checkpoint per epoch in MODEL/checkpoint and goes on from there with `resume`: every epoch's
-order of spectra and dropout depend on the seed and the epoch alone.
+A training keeps a checkpoint per epoch in MODEL/checkpoint and goes on from there with `resume`: every epoch's order of
+spectra and dropout depend on the seed and the epoch alone. Beside the model lie `curves.png` (loss and accuracy by
+epoch, as Li et al. 2018, Figure 6) and TensorBoard's logs.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
+import importlib.util
 import json
 import logging
 import os
+import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+from scipy.special import expit
 
-from lensspark import network
+from lensspark import figures, metrics, network
 from lensspark.config import Config
 from lensspark.eigen import Basis
+from lensspark.feed import count_rows, dataset, learnable, part_files, row_groups
 from lensspark.model import Model
-from lensspark.spectrum import prepare, window_pixels
+from lensspark.spectrum import window_pixels
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("plate", "fiberid", "kind", "z", "label", "line_pixel", "line_snr", "flux", "ivar", "and_mask")
-POOLED_GROUPS = 6  # row groups that are shuffled together: about 4,000 spectra, 60 MB
-PREFETCH = 8  # batches that wait for the network
-PREPARED_AT_ONCE = 512
-FALSE_HIT_RATE = 1e-3  # at which validation recall is reported
-
-
-def part_files(folder: str | Path) -> list[str]:
-    """The Parquet files of `folder`, in order. Raises ValueError if there is none, or metadata that petastorm would
-    unpickle: `_common_metadata` is code in disguise."""
-    folder = Path(folder)
-    if (folder / "_common_metadata").exists():
-        raise ValueError(f"{folder}/_common_metadata: refused, it may hold pickled code; delete it")
-    files = sorted(str(path) for path in folder.glob("*.parquet"))
-    if not files:
-        raise ValueError(f"{folder}: no Parquet files; expected a folder made by build_training")
-    return files
-
-
-def count_rows(files: list[str]) -> int:
-    """Rows of Parquet files by their footers."""
-    return sum(pq.ParquetFile(file).metadata.num_rows for file in files)
-
-
-def row_groups(files: list[str]) -> Iterator[dict[str, np.ndarray]]:
-    """The row groups of `files` in order, as dicts of arrays, read by petastorm; its only use.
-
-    Raises RuntimeError if fewer or more rows come than the footers announce: petastorm's newer releases lose some.
-    """
-    warnings.filterwarnings("ignore", module="petastorm")  # of pyarrow's deprecations, ten at each opening
-    with contextlib.redirect_stdout(io.StringIO()):
-        from petastorm import make_batch_reader
-
-        reader = make_batch_reader([Path(file).resolve().as_uri() for file in files], schema_fields=list(COLUMNS),
-                                   workers_count=1, num_epochs=1, shuffle_row_groups=False)
-    seen = 0
-    with reader:
-        for group in reader:
-            columns = group._asdict()
-            seen += len(columns["label"])
-            yield columns
-    if seen != count_rows(files):
-        raise RuntimeError(f"petastorm gave {seen} rows of {count_rows(files)} in {len(files)} files")
-
-
-def learnable(group: dict[str, np.ndarray], settings: Config, basis: Basis, n_cells: int) -> tuple[np.ndarray, ...]:
-    """(channels (n, n_pix, n_channels), labels (n,), cells (n, n_cells), rows) of a group's spectra that teach.
-
-    Left out are spectra with too few usable pixels and lines whose peak falls on unusable ones. cells is 1 where the
-    line is, -1 beside it (no loss there), else 0; rows are the indices into the group.
-    """
-    first, n_pix = window_pixels(settings.read.window)
-    line_pixel, label = group["line_pixel"], group["label"]
-    prepared = prepare(group["flux"], group["ivar"], group["and_mask"], group["z"], basis, settings.input, first)
-    at = np.where(np.isnan(line_pixel), 0, np.clip(np.rint(line_pixel), 0, n_pix - 1)).astype(int)
-    visible = prepared.ivar[np.arange(len(at)), at] > 0
-    rows = np.flatnonzero(prepared.scorable & (visible | (label == 0)))
-    cells = np.zeros((len(rows), n_cells), np.float32)
-    lines = np.flatnonzero(label[rows] == 1)
-    cell = np.clip(line_pixel[rows][lines] * n_cells / n_pix, 0, n_cells - 1).astype(int)
-    for beside, value in ((-1, -1), (1, -1), (0, 1)):
-        cells[lines, np.clip(cell + beside, 0, n_cells - 1)] = value
-    return prepared.channels[rows].transpose(0, 2, 1), label[rows], cells, rows
-
-
-def batches(files: list[str], settings: Config, basis: Basis, n_cells: int, seed: int) -> Iterator[tuple]:
-    """One epoch of (channels, {"line", "heat"}) batches, shuffled by `seed`: files, then spectra within row groups."""
-    rng = np.random.default_rng(seed)
-    pool: list[dict[str, np.ndarray]] = []
-    size = settings.training.batch_size
-
-    def drain() -> Iterator[tuple]:
-        joined = {name: np.concatenate([group[name] for group in pool]) for name in COLUMNS}
-        pool.clear()
-        order = rng.permutation(len(joined["label"]))
-        step = max(PREPARED_AT_ONCE // size, 1) * size
-        for i in range(0, len(order), step):
-            part = {name: values[order[i : i + step]] for name, values in joined.items()}
-            channels, labels, cells, _ = learnable(part, settings, basis, n_cells)
-            for j in range(0, len(labels), size):
-                yield channels[j : j + size], {"line": labels[j : j + size], "heat": cells[j : j + size]}
-
-    for group in row_groups([files[i] for i in rng.permutation(len(files))]):
-        pool.append(group)
-        if len(pool) == POOLED_GROUPS:
-            yield from drain()
-    if pool:
-        yield from drain()
-
-
-def dataset(files: list[str], settings: Config, basis: Basis, n_cells: int, seed: int) -> Any:
-    """`batches` as a tf.data.Dataset that prepares ahead of the network in a thread of its own."""
-    import tensorflow as tf
-
-    _, n_pix = window_pixels(settings.read.window)
-    signature = (
-        tf.TensorSpec((None, n_pix, len(settings.input.channels)), tf.float32),
-        {"line": tf.TensorSpec((None,), tf.float32), "heat": tf.TensorSpec((None, n_cells), tf.float32)},
-    )
-    return tf.data.Dataset.from_generator(
-        lambda: batches(files, settings, basis, n_cells, seed), output_signature=signature
-    ).prefetch(PREFETCH)
+FALSE_HIT_RATE = 1e-3  # at which recall is reported
+PROGRESS_SECONDS = 60
+HIT = 0.5  # the reference's threshold, at which accuracy and completeness are reported
 
 
 def train(data: str | Path, out: str | Path, settings: Config, basis: Path, name: str, resume: bool = False) -> Model:
-    """Train on DATA/train, watch DATA/validation after each epoch, and save the model in `out`.
+    """Train on DATA/train, watch DATA/validation, measure DATA/test, and save the model in `out`.
 
-    Raises ValueError if `out` holds something and `resume` is not asked for, or holds a run with other settings.
+    A set without a validation split (training.validation_plates = 0) is watched on its test split: nothing is chosen
+    by what is seen there. Raises ValueError if `out` holds something and `resume` is not asked for, or holds a run
+    with other settings.
     """
     import keras
 
     warnings.filterwarnings("ignore", module="keras")  # that a finite dataset ends, after every epoch
     data, out = Path(data), Path(out)
-    files = part_files(data / "train")
-    eigenbasis = Basis.load(basis)
+    files, eigenbasis = part_files(data / "train"), Basis.load(basis)
+    watched = part_files(data / ("validation" if (data / "validation").exists() else "test"))
     fingerprint = _fingerprint(data, settings, basis)
-    keras.utils.set_random_seed(settings.training.seed)
-    _, n_pix = window_pixels(settings.read.window)
-    net = network.keras_model(settings.network, n_pix, len(settings.input.channels))
+    net = compiled(settings, count_rows(files))
     n_cells = net.output["heat"].shape[1]
-    steps = -(-count_rows(files) // settings.training.batch_size)
+    history = _restore(net, out, fingerprint, resume)
+    progress = _progress(settings, count_rows(files))
+    for epoch in range(len(history), settings.training.epochs):
+        keras.utils.set_random_seed(settings.training.seed + epoch)
+        progress.epoch = epoch
+        start = time.monotonic()
+        feed = dataset(files, settings, eigenbasis, n_cells, settings.training.seed + epoch)
+        fitted = net.fit(feed, verbose=0, callbacks=[progress]).history
+        measured = {key: float(values[-1]) for key, values in fitted.items()}
+        measured["spectra_per_second"] = count_rows(files) / (time.monotonic() - start)
+        measured |= measure(judge(net, watched, settings, eigenbasis, n_cells), settings)
+        history.append(measured)
+        _checkpoint(net, out, fingerprint, history)
+        log.info("epoch %d of %d: %s", epoch + 1, settings.training.epochs,
+                 ", ".join(f"{key} {value:.4g}" for key, value in measured.items() if not isinstance(value, list)))
+    weights, calibration = network.weights_of(net), None
+    if settings.training.calibrate:
+        weights, calibration = _calibrated(weights, judge(net, watched, settings, eigenbasis, n_cells))
+        network.set_weights(net, weights)
+    test = measure(judge(net, part_files(data / "test"), settings, eigenbasis, n_cells), settings)
+    facts = json.loads((data / "data.json").read_text())
+    card = {"name": name, "training_data": facts, "fingerprint": fingerprint, "history": history,
+            "calibration": calibration, "test": test, "n_weights": int(net.count_params()),
+            "eigenbasis": eigenbasis.provenance}
+    model = Model.make(weights, settings, basis.read_bytes(), card)
+    model.save(out)
+    if importlib.util.find_spec("matplotlib"):
+        figures.training_curves(history, out / "curves.png")
+    return model
+
+
+def compiled(settings: Config, n_spectra: int) -> Any:
+    """The network ready to be trained on `n_spectra` per epoch: losses, AdamW, a warm-up and a cosine decay."""
+    import keras
+
+    keras.utils.set_random_seed(settings.training.seed)
+    keras.config.set_dtype_policy({"f32": "float32", "bf16": "mixed_bfloat16"}[precision(settings.training.precision)])
+    try:
+        _, n_pix = window_pixels(settings.read.window)
+        net = network.keras_model(settings.network, n_pix, len(settings.input.channels))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    steps = -(-n_spectra // settings.training.batch_size)
     schedule = keras.optimizers.schedules.CosineDecay(
         1e-2 * settings.training.learning_rate, steps * settings.training.epochs, 1e-2,
         warmup_target=settings.training.learning_rate, warmup_steps=min(steps, 200))
     net.compile(keras.optimizers.AdamW(schedule, weight_decay=1e-4),
                 loss={"line": network.line_loss(settings.loss), "heat": network.position_loss},
                 loss_weights={"line": 1.0, "heat": settings.loss.position_weight})
-    history = _restore(net, out, fingerprint, resume)
-    for epoch in range(len(history), settings.training.epochs):
-        keras.utils.set_random_seed(settings.training.seed + epoch)
-        feed = dataset(files, settings, eigenbasis, n_cells, settings.training.seed + epoch)
-        fitted = net.fit(feed, verbose=0).history
-        measured = {key: float(values[-1]) for key, values in fitted.items()}
-        measured |= validate(net, part_files(data / "validation"), settings, eigenbasis, n_cells)
-        history.append(measured)
-        _checkpoint(net, out, fingerprint, history)
-        log.info("epoch %d of %d: %s", epoch + 1, settings.training.epochs,
-                 ", ".join(f"{key} {value:.4g}" for key, value in measured.items()))
-    facts = json.loads((data / "data.json").read_text())
-    card = {"name": name, "training_data": facts, "fingerprint": fingerprint, "history": history,
-            "n_weights": int(net.count_params()), "eigenbasis": eigenbasis.provenance}
-    model = Model.make(network.weights_of(net), settings, basis.read_bytes(), card)
-    model.save(out)
-    return model
+    return net
 
 
-def validate(net: Any, files: list[str], settings: Config, basis: Basis, n_cells: int) -> dict[str, float]:
-    """Recall of lines at a false-hit rate of 1e-3, by S/N, the threshold for it, and the share of lines placed right.
+def precision(wanted: str) -> str:
+    """`wanted`, or for "auto" bf16 where this machine has instructions for it (AMX, AVX512_BF16, a GPU), else f32."""
+    if wanted != "auto":
+        return wanted
+    import tensorflow as tf
 
-    Placed right means the cell of highest heat is the line's cell or the one beside it.
-    """
-    logits, labels, snr, placed = [], [], [], []
+    cpu = Path("/proc/cpuinfo")
+    flags = set(cpu.read_text().split()) if cpu.exists() else set()
+    return "bf16" if tf.config.list_physical_devices("GPU") or {"amx_bf16", "avx512_bf16"} & flags else "f32"
+
+
+def judge(net: Any, files: list[str], settings: Config, basis: Basis, n_cells: int) -> dict[str, np.ndarray]:
+    """Of each spectrum of `files` that teaches: logit, label, snr (NaN without a line), kind, and placed: whether the
+    hottest cell is the line's or the one beside it."""
+    parts: dict[str, list] = {"logit": [], "label": [], "snr": [], "kind": [], "placed": []}
     for group in row_groups(files):
         channels, label, cells, rows = learnable(group, settings, basis, n_cells)
         out = net.predict_on_batch(channels)
-        logits.append(out["line"])
-        labels.append(label)
-        snr.append(group["line_snr"][rows])
-        placed.append(cells[np.arange(len(rows)), out["heat"].argmax(axis=1)] != 0)
-    logit, label, snr, placed = (np.concatenate(parts) for parts in (logits, labels, snr, placed))
-    cut = float(np.quantile(logit[label == 0], 1 - FALSE_HIT_RATE))
-    found = {f"recall_{low}_{high}": float((logit[(snr >= low) & (snr < high)] > cut).mean())
-             for low, high in ((4, 5), (5, 6), (6, 7), (7, 8), (8, 30))}
-    return {"threshold": float(1 / (1 + np.exp(-cut))), **found,
-            "placed_8": float(placed[(label == 1) & (snr >= 8)].mean())}
+        parts["logit"].append(out["line"])
+        parts["label"].append(label)
+        parts["snr"].append(group["line_snr"][rows])
+        parts["kind"].append(group["kind"][rows])
+        parts["placed"].append(cells[np.arange(len(rows)), out["heat"].argmax(axis=1)] != 0)
+    return {key: np.concatenate(values) for key, values in parts.items()}
+
+
+def measure(judged: dict[str, np.ndarray], settings: Config) -> dict[str, Any]:
+    """Figures of `judge`'s spectra: loss, and at p > 0.5 accuracy and completeness, as Li et al. (2018) give them;
+    recall by S/N at a false-hit rate of 1e-3; calibration error; rank correlation of the hits' scores with S/N."""
+    logit, label, snr = (judged[key].astype(np.float64) for key in ("logit", "label", "snr"))
+    line, p = label == 1, expit(logit)
+    figures: dict[str, Any] = {
+        "test_loss": float(np.mean(np.asarray(network.line_loss(settings.loss)(label, logit)))),
+        "accuracy": float(np.mean((p > HIT) == line)),
+        "completeness": float(np.mean(p[line] > HIT)),
+        "false_hits": float(np.mean(p[~line] > HIT)),
+        "calibration_error": metrics.calibration_error(label, p),
+        "rank_correlation": metrics.rank_correlation(logit[line & (p > HIT)], snr[line & (p > HIT)]),
+        "placed_8": float(judged["placed"][line & (snr >= 8)].mean()) if (line & (snr >= 8)).any() else float("nan"),
+    }
+    if (~line).sum() * FALSE_HIT_RATE >= 1:
+        cut = metrics.threshold_at(logit[~line], FALSE_HIT_RATE)
+        figures["threshold"] = float(expit(cut))
+        figures["recall"] = metrics.recall_by_snr(logit[line] > cut, snr[line])
+        figures["recall_all"] = float(np.mean(logit[line] > cut))
+    return figures
+
+
+def _calibrated(weights: dict[str, np.ndarray], judged: dict[str, np.ndarray]
+                ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """The weights with Platt's scale and shift folded into the last layer, so that p_line is a probability for spectra
+    mixed as the training set's."""
+    scale, shift = metrics.platt(judged["label"], judged["logit"])
+    last = {"line/kernel": weights["line/kernel"] * np.float32(scale),
+            "line/bias": weights["line/bias"] * np.float32(scale) + np.float32(shift)}
+    return weights | last, {"scale": scale, "shift": shift}
+
+
+def _progress(settings: Config, n_spectra: int) -> Any:
+    """A Keras callback that says once a minute how far the training is and how long it will take."""
+    import keras
+
+    steps = -(-n_spectra // settings.training.batch_size)
+
+    class Progress(keras.callbacks.Callback):
+        epoch = 0
+
+        def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+            self.start = self.told = time.monotonic()
+
+        def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+            now = time.monotonic()
+            if now - self.told < PROGRESS_SECONDS:
+                return
+            self.told, rate = now, (batch + 1) / (now - self.start)
+            left = (steps * (settings.training.epochs - self.epoch) - batch - 1) / rate
+            log.info("epoch %d of %d, %.0f %%: loss %.4g, %.0f spectra/s, %.0f minutes left", self.epoch + 1,
+                     settings.training.epochs, 100 * (batch + 1) / steps, (logs or {}).get("loss", float("nan")),
+                     rate * settings.training.batch_size, left / 60)
+
+    return Progress()
 
 
 def _fingerprint(data: Path, settings: Config, basis: Path) -> str:
@@ -203,7 +192,7 @@ def _fingerprint(data: Path, settings: Config, basis: Path) -> str:
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 
-def _restore(net: Any, out: Path, fingerprint: str, resume: bool) -> list[dict[str, float]]:
+def _restore(net: Any, out: Path, fingerprint: str, resume: bool) -> list[dict[str, Any]]:
     """The history of the epochs that `out` has seen, their state put into `net`; an empty list for a new run."""
     state = out / "checkpoint/history.json"
     if not resume:
@@ -222,13 +211,26 @@ def _restore(net: Any, out: Path, fingerprint: str, resume: bool) -> list[dict[s
     return saved["history"]
 
 
-def _checkpoint(net: Any, out: Path, fingerprint: str, history: list[dict[str, float]]) -> None:
+def _checkpoint(net: Any, out: Path, fingerprint: str, history: list[dict[str, Any]]) -> None:
     """Save the state after the last epoch; the history names the state, so that a kill between both is harmless."""
     folder = out / "checkpoint"
     folder.mkdir(parents=True, exist_ok=True)
     variables = [*net.variables, *net.optimizer.variables]
-    np.savez(folder / f"{len(history)}.npz", **{f"v{i}": v.numpy() for i, v in enumerate(variables)})
+    np.savez(folder / f"{len(history)}.npz", **{f"v{i}": np.asarray(v) for i, v in enumerate(variables)})
     scratch = folder / "history.json.new"
     scratch.write_text(json.dumps({"fingerprint": fingerprint, "history": history}, indent=1))
     os.replace(scratch, folder / "history.json")
     (folder / f"{len(history) - 1}.npz").unlink(missing_ok=True)
+    _summarise(out / "logs", len(history), history[-1])
+
+
+def _summarise(folder: Path, epoch: int, measured: dict[str, Any]) -> None:
+    """One point of each of TensorBoard's curves; written by TensorFlow alone, without the package tensorboard."""
+    from tensorflow import Graph
+    from tensorflow.compat.v1 import Summary
+    from tensorflow.compat.v1.summary import FileWriter
+
+    points = [Summary.Value(tag=name, simple_value=value) for name, value in measured.items()
+              if isinstance(value, float)]
+    with Graph().as_default(), FileWriter(str(folder)) as writer:
+        writer.add_summary(Summary(value=points), epoch)

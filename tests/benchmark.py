@@ -96,7 +96,7 @@ def main():
     seconds = best(batches(lambda s: prepare(*(p[s] for p in planes), z[s], model.basis, model.input, first)))
     row("prepare", args.spectra, seconds)
     prepared = prepare(*planes, z, model.basis, model.input, first)
-    counter = ShapeOps(len(model.input.channels))
+    counter = ShapeOps(model.network.normalise)
     network.forward(counter, (1192, len(model.input.channels)), model.network)
     a = np.random.default_rng(0).normal(size=(1536, 1536)).astype(np.float32)
     peak = 2 * 1536**3 / best(lambda: a @ a)

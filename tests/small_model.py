@@ -23,7 +23,7 @@ def random_weights(shapes):
 def make_model(*extra):
     """A small model with random weights, made without TensorFlow."""
     chosen = settings(*extra)
-    ops = ShapeOps(CHANNELS)
+    ops = ShapeOps(chosen.network.normalise)
     network.forward(ops, (PIXELS, CHANNELS), chosen.network)
     basis = resource("data/eigenbasis.npz").read_bytes()
     return Model.make(random_weights(ops.shapes), chosen, basis, {"name": "test"})
@@ -32,20 +32,28 @@ def make_model(*extra):
 class ShapeOps:
     """A third implementation of the network's operations: tensors are (pixels, channels), and work is counted."""
 
-    def __init__(self, channels):
+    def __init__(self, normalise=True):
+        self.normalise = normalise
         self.shapes, self.convolutions, self.pools, self.multiply_adds = {}, [], 0, 0
 
-    def conv(self, name, x, filters, kernel, relu=True):
+    def conv(self, name, x, filters, kernel, relu=True, stride=1):
+        pixels = -(-x[0] // stride)
         self.convolutions.append(name)
-        self.multiply_adds += x[0] * kernel * x[1] * filters
+        self.multiply_adds += pixels * kernel * x[1] * filters
         self.shapes[f"{name}/kernel"] = (kernel, x[1], filters)
-        for part in ("gamma", "beta", "moving_mean", "moving_variance"):
+        for part in ("gamma", "beta", "moving_mean", "moving_variance") if self.normalise else ():
             self.shapes[f"{name}_bn/{part}"] = (filters,)
-        return x[0], filters
+        if not self.normalise:
+            self.shapes[f"{name}/bias"] = (filters,)
+        return pixels, filters
 
-    def dense(self, name, x):
-        self.shapes[f"{name}/kernel"], self.shapes[f"{name}/bias"] = (x[-1], 1), (1,)
-        return (*x[:-1], 1)
+    def offsets(self, name, x):
+        self.shapes[f"{name}/offset"] = x
+        return x
+
+    def dense(self, name, x, width):
+        self.shapes[f"{name}/kernel"], self.shapes[f"{name}/bias"] = (x[-1], width), (width,)
+        return (*x[:-1], width)
 
     def pool(self, x):
         self.pools += 1
@@ -63,7 +71,13 @@ class ShapeOps:
         return x
 
     def flatten(self, x):
+        return (x[0] * x[1],)
+
+    def squeeze(self, x):
         return x[:-1]
+
+    def one_cell(self, x):
+        return (*x, 1)
 
     def add(self, x, y):
         assert x == y

@@ -10,14 +10,14 @@ import pytest
 pytest.importorskip("petastorm", reason="training needs the extra `train`")
 pytest.importorskip("tensorflow", reason="training needs the extra `train`")
 
-from lensspark import config, engine, schema, training, training_set  # noqa: E402
+from lensspark import config, engine, feed, schema, training, training_set  # noqa: E402
 from lensspark.config import resource  # noqa: E402
 from lensspark.eigen import Basis  # noqa: E402
 from lensspark.model import Model  # noqa: E402
 from lensspark.spectrum import prepare, wavelength  # noqa: E402
 
 SMALL = ("network.channels=[4,4,8,8]", "network.heat_block=2", "training.epochs=2", "training.batch_size=32",
-         "training.validation_plates=0.2")
+         "training.validation_plates=0.2", "training.test_plates=0.2")
 BASIS = resource("data/eigenbasis.npz")
 
 
@@ -77,11 +77,11 @@ def test_a_folder_in_use_is_refused(spark, data, settings):
 
 
 def test_the_feed_gives_every_spectrum_once_in_another_order_each_epoch(data, settings):
-    files, basis = training.part_files(data / "train"), Basis.load(BASIS)
+    files, basis = feed.part_files(data / "train"), Basis.load(BASIS)
     table = read(data, "train")
     epochs = []
     for seed in (1, 1, 2):
-        parts = list(training.batches(files, settings, basis, 75, seed))
+        parts = list(feed.batches(files, settings, basis, 75, seed))
         epochs.append(np.concatenate([x[:, :, 0].sum(axis=1) for x, _ in parts]))
         labels = np.concatenate([y["line"] for _, y in parts])
     assert np.array_equal(epochs[0], epochs[1]) and not np.array_equal(epochs[0], epochs[2])
@@ -92,8 +92,8 @@ def test_the_feed_gives_every_spectrum_once_in_another_order_each_epoch(data, se
 
 def test_the_feeds_cells_are_where_the_lines_are(data, settings):
     basis = Basis.load(BASIS)
-    for group in training.row_groups(training.part_files(data / "validation")):
-        _, label, cells, rows = training.learnable(group, settings, basis, 298)
+    for group in feed.row_groups(feed.part_files(data / "validation")):
+        _, label, cells, rows = feed.learnable(group, settings, basis, 298)
         lines = np.flatnonzero(label)
         centre = cells[lines].argmax(axis=1) * 4 + 1.5
         assert np.abs(centre - group["line_pixel"][rows][lines]).max() <= 2.5
@@ -101,17 +101,17 @@ def test_the_feeds_cells_are_where_the_lines_are(data, settings):
 
 
 def test_rows_that_get_lost_are_noticed(data, monkeypatch):
-    monkeypatch.setattr(training, "count_rows", lambda files: 9999)
+    monkeypatch.setattr(feed, "count_rows", lambda files: 9999)
     with pytest.raises(RuntimeError, match="of 9999"):
-        list(training.row_groups(training.part_files(data / "test")))
+        list(feed.row_groups(feed.part_files(data / "test")))
 
 
 def test_pickled_metadata_is_refused(data, tmp_path):
     (tmp_path / "_common_metadata").write_bytes(b"")
     with pytest.raises(ValueError, match="pickled"):
-        training.part_files(tmp_path)
+        feed.part_files(tmp_path)
     with pytest.raises(ValueError, match="no Parquet"):
-        training.part_files(tmp_path / "nowhere")
+        feed.part_files(tmp_path / "nowhere")
 
 
 def test_training_resumes_to_the_same_model(data, settings, tmp_path, monkeypatch):

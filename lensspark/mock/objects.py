@@ -28,7 +28,7 @@ _NEBULAR = ((lines.NEIII, 0.12), (lines.HGAMMA, 0.14), (lines.HBETA, 0.32), (lin
             (lines.OIII[1], 0.66), (lines.HALPHA, 1.1), (lines.NII[0], 0.15), (lines.NII[1], 0.45),
             (lines.SII[0], 0.25), (lines.SII[1], 0.18))
 _NUCLEAR = ((lines.NEV[0], 0.15), (lines.NEV[1], 0.4), (lines.NEIII, 0.25))
-# MgII and fluorescent FeII* that star-forming galaxies emit (Erb et al. 2012, ApJ 759, 26): no galaxy template has them,
+# MgII and fluorescent FeII* that star-forming galaxies emit (Erb et al. 2012, ApJ 759, 26): no galaxy template has it,
 # and for z_lens > 0.36 they lie in the window. Their strengths, relative to [OII], are a choice.
 _FLUORESCENT = ((lines.MGII[0], 0.12), (lines.MGII[1], 0.08), *((rest, 0.03) for rest in lines.FEII_FLUORESCENT))
 _MGII_FWHM = 1500.0  # km/s

@@ -31,15 +31,17 @@ _SKY_ERROR, _SKY_SHIFT = 0.006, 0.015  # sky subtraction: of the sky's flux, and
 
 def observe_plate(
     seed: int, plate: int, mjd: int, fiberids: np.ndarray, settings: Mock, basis: Basis,
-    first_pixel: int | None = None, n_pix: int | None = None,
+    first_pixel: int | None = None, n_pix: int | None = None, oracle: bool = False,
 ) -> dict[str, np.ndarray]:
     """Columns of n = len(fiberids) mock spectra: schema's KEY, CATALOGUE, PIXELS and TRUTH (but path and fault).
 
     fiberids: 1 ... 1000, any order. Pixels first_pixel ... first_pixel + n_pix - 1 of the 1e-4 dex grid (default: the
     plate's own 4600-4660); planes are (n, n_pix) float32 or int32, the rest (n,). Truth that does not exist is NaN.
     line_flux sums a double line's peaks; line_fwhm and line_alpha are the brighter peak's; sn_median, line_peak and
-    line_snr are those of the pixels asked for, and a line drawn by its S/N has it there. Raises ValueError for fibres
-    or pixels out of range, kinds that add up to more than 1, or a basis without a sample of galaxies.
+    line_snr are those of the pixels asked for, and a line drawn by its S/N has it there. `oracle` adds what nobody can
+    know, (n, n_pix) each: `background`, the flux without noise and line, and `true_sigma` of the noise. Raises
+    ValueError for fibres or pixels out of range, kinds that add up to more than 1, or a basis without a sample of
+    galaxies.
     """
     fiberids = np.asarray(fiberids, dtype=np.int64)
     if fiberids.size and not (fiberids.min() >= 1 and fiberids.max() <= N_FIBRES):
@@ -54,7 +56,8 @@ def observe_plate(
     if not (first >= FULL_FIRST and first + n_pix <= FULL_FIRST + FULL_N):
         raise ValueError(f"pixels {first} ... {first + n_pix - 1}: expected {FULL_FIRST} to {FULL_FIRST + FULL_N - 1}")
     chunks = [
-        _observe(seed, plate, mjd, fiberids[i : i + _CHUNK], settings, basis, conditions, first, n_pix)
+        _observe(seed, plate, mjd, fiberids[i : i + _CHUNK], settings, basis, conditions, first, n_pix,
+                 oracle)
         for i in range(0, max(len(fiberids), 1), _CHUNK)
     ]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
@@ -73,7 +76,7 @@ def _randoms(seed: int, plate: int, mjd: int, fiberids: np.ndarray) -> tuple[np.
     return scalars, normals, uniforms
 
 
-def _observe(seed, plate, mjd, fiberids, settings, basis, conditions, first, n_pix) -> dict[str, np.ndarray]:
+def _observe(seed, plate, mjd, fiberids, settings, basis, conditions, first, n_pix, oracle) -> dict[str, np.ndarray]:
     pixels = slice(first - FULL_FIRST, first - FULL_FIRST + n_pix)
     targets = objects.draw(seed, plate, fiberids, settings)
     scalars, normals, uniforms = _randoms(seed, plate, mjd, fiberids)
@@ -101,7 +104,8 @@ def _observe(seed, plate, mjd, fiberids, settings, basis, conditions, first, n_p
     light += other + line
     true_variance = variance(light)
     noise = instrument.correlated(normals[:, pixels.start : pixels.stop + 1])
-    noise *= np.sqrt(true_variance) * conditions.true_over_reported[pixels].astype(np.float32)
+    true_sigma = np.sqrt(true_variance) * conditions.true_over_reported[pixels].astype(np.float32)
+    noise *= true_sigma
     # The reported errors scatter by 4 % about their mean, as variances estimated from a few exposures do.
     scatter = np.exp(np.float32(0.28) * (uniforms[:, pixels] - np.float32(0.5)))
     ivar = np.where(measured, scatter / true_variance, np.float32(0))
@@ -116,6 +120,8 @@ def _observe(seed, plate, mjd, fiberids, settings, basis, conditions, first, n_p
         "flux": flux + noise, "ivar": ivar, "and_mask": and_mask, "or_mask": or_mask, "wdisp": lsf, "sky": sky,
         "model": simple,
     }
+    if oracle:
+        columns |= {"background": flux - line, "true_sigma": true_sigma}
     columns["sn_median"] = np.median(columns["flux"] * np.sqrt(ivar), axis=1).astype(np.float64)
     return columns
 

@@ -1,0 +1,234 @@
+"""Detectors side by side on the same spectra: the network, the classical matched filter, and an oracle.
+
+The matched filter is that of Shu et al. (2016): the highest S/N of a Gaussian of 2.2 px on the residual of the galaxy's
+fit, with the errors of each spectrum enlarged where its residuals scatter more than they promise. It gets the network's
+own fit and masks, which are better than the published ones. The oracle is the physical limit: it filters with the
+line's own width, and knows the noise and everything else in the spectrum; only the place and the noise are unknown.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from lensspark import figures, matched_filter, metrics
+from lensspark.config import Config, Evaluation, Mock, resource
+from lensspark.eigen import Basis
+from lensspark.locate import measure_line
+from lensspark.mock import observe_plate
+from lensspark.mock.objects import KINDS
+from lensspark.mock.profiles import FWHM_OF_SIGMA, PIXEL_KMS
+from lensspark.model import Model
+from lensspark.spectrum import Prepared, pixel
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+POSITION_PX = 3.0  # a line is found if it is placed this well
+MJD = 58000  # of the mock nights; no other mock survey has it
+DETECTORS = ("p_line", "matched_filter", "oracle")
+WIDTHS = np.geomspace(0.9, 9.0, 13)  # px: sigma of the oracle's filters, 21 % apart
+FIBRES_AT_ONCE = 500
+
+
+def highest(snr: np.ndarray, ivar: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Highest S/N on usable pixels and its pixel, (n,) each, of (n, n_pix); -inf where no pixel is usable."""
+    snr = np.where(ivar > 0, snr, -np.inf)
+    at = snr.argmax(axis=1)
+    return snr[np.arange(len(snr)), at], at
+
+
+def error_factor(residual: np.ndarray, ivar: np.ndarray) -> np.ndarray:
+    """(n,) by how much each spectrum's errors are too small: a quarter of the width of the central 95 % of its
+    residuals in units of their errors, at least 1 (Shu et al. 2016)."""
+    pull = np.where(ivar > 0, residual * np.sqrt(ivar), np.nan)
+    empty = ~(ivar > 0).any(axis=1)
+    pull[empty] = 0.0
+    low, high = np.nanquantile(pull, (0.025, 0.975), axis=1)
+    return np.maximum((high - low) / 4, 1.0)
+
+
+def oracle_snr(flux: np.ndarray, background: np.ndarray, sigma: np.ndarray, usable: np.ndarray, width: np.ndarray
+               ) -> tuple[np.ndarray, np.ndarray]:
+    """`highest` of the oracle: flux - background with the true noise `sigma`, on `usable` pixels, by Gaussian filters
+    of each spectrum's own `width` (n,) in px, rounded to the nearest of WIDTHS."""
+    ivar = np.where(usable, sigma**-2.0, np.float32(0)).astype(np.float32)
+    value, at = np.empty(len(flux)), np.empty(len(flux), int)
+    which = np.abs(np.log(width)[:, None] - np.log(WIDTHS)).argmin(axis=1)
+    for i in np.unique(which):
+        rows = which == i
+        found = matched_filter.snr((flux - background)[rows], ivar[rows], WIDTHS[i])
+        value[rows], at[rows] = highest(found, ivar[rows])
+    return value, at
+
+
+def seen_width(fwhm: np.ndarray, lsf: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Sigma in px of lines of intrinsic `fwhm` km/s (n,) through an LSF of `lsf` px; spectra without a line (NaN) get
+    the widths of others at random, so that the oracle searches them as it does the rest."""
+    width = np.hypot(fwhm / PIXEL_KMS / FWHM_OF_SIGMA, lsf)
+    known = width[np.isfinite(width)]
+    drawn = rng.choice(known, len(width)) if len(known) else np.full(len(width), matched_filter.CLASSICAL_SIGMA)
+    return np.where(np.isfinite(width), width, drawn)
+
+
+def compare(mock: dict[str, np.ndarray], score: Callable, settings: Config, first: int, rng: np.random.Generator
+            ) -> pd.DataFrame:
+    """One row per spectrum of `mock` (of observe_plate, with oracle): what each detector gives it and where.
+
+    `score` is an inference.scorer. Columns: kind, z, line_snr, line_wave, visible (the line's peak falls on a usable
+    pixel), and per detector its score and NAME_at, the pixel of its place.
+    """
+    prepared, p_line, heat = score(mock["flux"], mock["ivar"], mock["and_mask"], mock["z"])
+    found = measure_line(prepared, heat, mock["loglam0"], settings.vetting.min_line_snr)
+    classical, classical_at = classical_search(prepared)
+    lsf = mock["wdisp"].mean(axis=1)
+    oracle, oracle_at = oracle_snr(mock["flux"], mock["background"], mock["true_sigma"], prepared.ivar > 0,
+                                   seen_width(mock["line_fwhm"], lsf, rng))
+    at = pixel(np.where(np.isnan(mock["line_wave"]), 4000.0, mock["line_wave"])) - first
+    nearest = np.clip(np.rint(at).astype(int), 0, prepared.ivar.shape[1] - 1)
+    return pd.DataFrame({
+        "kind": mock["kind"], "z": mock["z"], "line_snr": mock["line_snr"], "line_at": at,
+        "visible": prepared.ivar[np.arange(len(nearest)), nearest] > 0, "scorable": prepared.scorable,
+        "p_line": p_line, "p_line_at": pixel(found["line_wave"]) - first,
+        "matched_filter": classical, "matched_filter_at": classical_at.astype(float),
+        "oracle": oracle, "oracle_at": oracle_at.astype(float),
+    })
+
+
+def classical_search(prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
+    """The matched filter's S/N of each spectrum and its pixel, (n,) each."""
+    value, at = highest(matched_filter.snr(prepared.residual, prepared.ivar), prepared.ivar)
+    return value / error_factor(prepared.residual, prepared.ivar), at
+
+
+def on_mock_plates(spark: SparkSession, model: Model, settings: Config, mock: Mock, basis: Basis, plates: list[int],
+                   seed: int) -> pd.DataFrame:
+    """`compare` of all fibres of mock plates that are in the published parent sample's range of redshift."""
+    from lensspark import inference
+
+    first, n_pix = model.pixels
+    limit, broadcast = settings.selection.z_min, (model.files, basis)
+
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        files, galaxies = broadcast
+        score = inference.scorer(Model(files).verified(), settings)
+        for batch in batches:
+            for plate in batch.column(0).to_pylist():
+                for start in range(1, 1001, FIBRES_AT_ONCE):
+                    fibres = np.arange(start, start + FIBRES_AT_ONCE)
+                    made = observe_plate(seed, plate, MJD, fibres, mock, galaxies, first, n_pix, oracle=True)
+                    chosen = made["z"] > limit
+                    made = {name: values[chosen] for name, values in made.items()}
+                    rng = np.random.default_rng([seed, plate, start])
+                    yield pa.RecordBatch.from_pandas(compare(made, score, settings, first, rng), preserve_index=False)
+
+    fields = "kind string, z double, line_snr double, line_at double, visible boolean, scorable boolean, " + ", ".join(
+        f"{name} double, {name}_at double" for name in DETECTORS)
+    rows = spark.createDataFrame(pd.DataFrame({"plate": plates})).repartitionByRange(len(plates), "plate")
+    return rows.mapInArrow(run, fields).toPandas()
+
+
+def mixture(table: pd.DataFrame, evaluation: Evaluation, excess: float) -> np.ndarray:
+    """Weight (n,) of each line-free spectrum of `table` in a survey: clean galaxies, and contaminants at `excess` times
+    the rates of LESSER's funnel (conf/default.toml, [evaluation]); 0 for kinds that have no rate."""
+    weight = np.zeros(len(table))
+    rates = {kind: excess * getattr(evaluation, kind) for kind in ("lens_line", "airglow", "cosmic", "crosstalk")}
+    rates["clean"] = 1 - sum(rates.values())
+    for kind, rate in rates.items():
+        chosen = (table["kind"] == kind).to_numpy()
+        weight[chosen] = rate / max(chosen.sum(), 1)
+    return weight
+
+
+def recall_at(lines: pd.DataFrame, free: pd.DataFrame, weights: np.ndarray, rate: float) -> dict[str, Any]:
+    """Per detector its threshold for the false-hit `rate` among `free` and its recall of `lines` by S/N, within
+    POSITION_PX, of the lines whose peak falls on a usable pixel."""
+    usable = lines[lines["visible"] & lines["scorable"]]
+    of = {}
+    for name in DETECTORS:
+        threshold = metrics.threshold_at(free[name].to_numpy()[weights > 0], rate, weights[weights > 0])
+        near = (usable[f"{name}_at"] - usable["line_at"]).abs() <= POSITION_PX
+        found = (near & (usable[name] > threshold)).to_numpy()
+        bright = (usable["line_snr"] >= 8).to_numpy()
+        middle = ((usable["line_snr"] >= 6) & (usable["line_snr"] < 8)).to_numpy()
+        of[name] = {"threshold": threshold, "recall": metrics.recall_by_snr(found, usable["line_snr"].to_numpy()),
+                    "recall_8": float(found[bright].mean()), "recall_6_8": float(found[middle].mean())}
+    return of
+
+
+def side_by_side(spark: SparkSession, model: Model, settings: Config, basis: Basis, n_plates: int, first_plate: int,
+                 seed: int) -> dict[str, Any]:
+    """Recall of the detectors at equal false-hit rates on `n_plates` fresh mock plates of clean galaxies, a fifth of
+    them with a Lya line of S/N 4-12, and a third as many plates of contaminants; galaxies from `basis`.
+
+    Per false-hit rate: `clean`, where line-free means clean galaxies, and `excess N`, where contaminants are mixed in
+    at N times the observed rates.
+    """
+    evaluation = settings.evaluation
+    numbers = list(range(first_plate, first_plate + n_plates + max(n_plates // 3, 1)))
+    plain = on_mock_plates(spark, model, settings, only(settings, lya=0.2, line_snr=(4.0, 12.0)), basis,
+                           numbers[:n_plates], seed)
+    dirty = only(settings, lens_line=0.3, airglow=0.25, cosmic=0.25, crosstalk=0.2)
+    odd = on_mock_plates(spark, model, settings, dirty, basis, numbers[n_plates:], seed)
+    lines, clean = plain[plain["kind"] == "lya"], plain[(plain["kind"] == "clean") & plain["scorable"]]
+    mixed = pd.concat([clean, odd[odd["scorable"] & (odd["kind"] != "clean")]], ignore_index=True)
+    result: dict[str, Any] = {
+        "n_line_free": len(clean), "n_lines": int((lines["visible"] & lines["scorable"]).sum()),
+        "n_contaminants": {k: int(n) for k, n in mixed["kind"].value_counts().items() if k != "clean"},
+        "galaxies": basis.provenance, "rates": {}}
+    for rate in evaluation.false_hit_rates:
+        at: dict[str, Any] = {"clean": recall_at(lines, clean, np.ones(len(clean)), rate)}
+        for excess in evaluation.excesses:
+            at[f"excess {excess:g}"] = recall_at(lines, mixed, mixture(mixed, evaluation, excess), rate)
+        for name, found in at["clean"].items():
+            found["contaminants"] = {kind: float((group[name] > found["threshold"]).mean())
+                                     for kind, group in mixed.groupby("kind")}
+        result["rates"][f"{rate:g}"] = at
+    return result
+
+
+def on_model(spark: SparkSession, settings: Config, n_plates: int, first_plate: int, seed: int,
+             basis: str | Path | None, out: str | Path) -> str:
+    """`side_by_side` of the configured model, written to `out`/detectors.json and, where matplotlib is installed,
+    .png; returns `summary`. `basis`: file of the mock galaxies' eigenbasis, by default the shipped one."""
+    model, out = Model.named(settings.score.model), Path(out)
+    galaxies = Basis.load(basis or resource("data/eigenbasis.npz"))
+    result = side_by_side(spark, model, settings, galaxies, n_plates, first_plate, seed) | {"model": model.sha256}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "detectors.json").write_text(json.dumps(result, indent=1))
+    if importlib.util.find_spec("matplotlib"):
+        figures.detectors(result, out / "detectors.png")
+    return summary(result)
+
+
+def only(settings: Config, **changes: Any) -> Mock:
+    """[mock] with clean galaxies alone, but for `changes`."""
+    return replace(settings.mock, **(dict.fromkeys(KINDS[1:], 0.0) | {"repeat": 0.0} | changes))
+
+
+def summary(result: dict[str, Any]) -> str:
+    """`side_by_side`'s figures as tables for people."""
+    lines = [f"{result['n_line_free']:,} clean line-free spectra, {result['n_lines']:,} with a Lya line on usable "
+             f"pixels, contaminants {result['n_contaminants']}", f"galaxies: {result['galaxies']}"]
+    for rate, settings in result["rates"].items():
+        for free, at in settings.items():
+            bins = next(iter(at.values()))["recall"]
+            head = "".join(f"{b['snr'][0]:>4g}-{b['snr'][1] or '':<4}" for b in bins)
+            lines.append(f"false-hit rate {rate}, line-free: {free}\n  {'':16}{head}{'6-8':>8}{'>= 8':>9}   threshold")
+            for name, found in at.items():
+                cells = "".join(f"{b['recall']:9.3f}" for b in found["recall"])
+                lines.append(f"  {name:16}{cells}{found['recall_6_8']:9.3f}{found['recall_8']:9.3f}   "
+                             f"{found['threshold']:.6g}")
+            for name, found in at.items():
+                if "contaminants" in found:
+                    lines.append(f"    hits of {name}: " + ", ".join(
+                        f"{kind} {share:.4f}" for kind, share in found["contaminants"].items()))
+    return "\n".join(lines)

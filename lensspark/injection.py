@@ -1,0 +1,231 @@
+"""Injection and recovery: the selection function measured on the survey's own spectra.
+
+Lya lines of known S/N are added to every readable spectrum, and the search is asked for them. What class a spectrum
+is of does not matter: a star's or a quasar's continuum and noise are as good as any, outside the lines of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import ndtri
+
+from lensspark import figures, lines, metrics, schema
+from lensspark.config import Config
+from lensspark.detectors import POSITION_PX, only
+from lensspark.locate import measure_line
+from lensspark.mock import observe_plate, profiles
+from lensspark.model import Model
+from lensspark.spectrum import pixel, prepare, wavelength
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+Z_RANGE, Z_TYPICAL = (0.05, 1.1), 0.55  # a spectrum outside is searched as a galaxy at the typical z_lens
+QSO_LINES = (lines.LYA, lines.NV, lines.SIIV, lines.CIV, lines.HEII_1640, lines.CIII, lines.MGII[0])
+QSO_HALF_WIDTH = 8000.0  # km/s on each side of a quasar's own lines where nothing is injected
+EDGE_PX = 10
+DEFAULT_LSF = 1.1  # px, where a file has no dispersion
+AT_ONCE = 512
+SHOWN = 300  # hits that are listed and drawn
+KEY = tuple(column.name for column in schema.KEY if column.name != "run2d")
+_COLUMNS = "group string, plate int, mjd int, fiberid int, line_snr double, visible boolean, found boolean, " \
+           "p_line double, line_wave double, snr double"
+
+
+def group_of(frame: pd.DataFrame) -> np.ndarray:
+    """sky, galaxy, qso or star, (n,) of a frame with class, objtype and zwarning."""
+    kind = frame["class"].fillna("").str.strip().str.lower().to_numpy(dtype=object)
+    sky = (frame["objtype"].fillna("").str.strip().str.upper() == "SKY") | ((frame["zwarning"].fillna(0) % 2) == 1)
+    return np.where(sky, "sky", kind)
+
+
+def search_redshift(z: np.ndarray) -> np.ndarray:
+    """The redshift (n,) at which a spectrum is searched: its own where a galaxy could have it."""
+    low, high = Z_RANGE
+    return np.where((z > low) & (z < high), z, Z_TYPICAL)
+
+
+def draw_lines(settings: Config, z: np.ndarray, group: np.ndarray, first: int, n_pix: int, rng: np.random.Generator
+               ) -> dict[str, np.ndarray]:
+    """One line for each of n spectra: wave [A], fwhm [km/s], alpha, snr by [mock] and evaluation.injected_snr; `own` is
+    where it falls on a quasar's own lines or into its Lya forest."""
+    n = len(z)
+    wave = wavelength(first + rng.uniform(EDGE_PX, n_pix - EDGE_PX, n))
+    mean, scatter = settings.mock.line_fwhm
+    fwhm = np.maximum(np.abs(mean + scatter * ndtri(rng.uniform(1e-9, 1, n))),
+                      lines.LIGHT_KMS * settings.mock.min_line_fwhm / wave)
+    alpha = np.where(rng.random(n) < settings.mock.symmetric, 0.0, 8.0 * rng.random(n))
+    rest = wave / (1 + z)
+    own = np.zeros(n, bool)
+    for line in QSO_LINES:
+        own |= np.abs(rest / line - 1) * lines.LIGHT_KMS < QSO_HALF_WIDTH
+    own |= rest < lines.LYA
+    return {"wave": wave, "fwhm": fwhm, "alpha": alpha, "snr": rng.uniform(*settings.evaluation.injected_snr, n),
+            "own": own & (group == "qso")}
+
+
+def inject(spectra: dict[str, np.ndarray], score: Callable, settings: Config, first: int, rng: np.random.Generator,
+           bare: bool = False) -> pd.DataFrame:
+    """One row per spectrum of `spectra` (group, z, KEY, flux, ivar, and_mask, wdisp, loglam0) with one line injected,
+    or none if `bare`: what the search makes of it. A line on a quasar's own lines is not visible."""
+    flux, n_pix = spectra["flux"], spectra["flux"].shape[1]
+    line = draw_lines(settings, spectra["z"], spectra["group"], first, n_pix, rng)
+    at = pixel(line["wave"]) - first
+    nearest = np.clip(np.rint(at).astype(int), 0, n_pix - 1)
+    rows = np.arange(len(flux))
+    if not bare:
+        lsf = spectra["wdisp"][rows, nearest]
+        lsf = np.where((lsf > 0) & np.isfinite(lsf), lsf, DEFAULT_LSF)
+        shape = np.zeros_like(flux, dtype=np.float32)
+        profiles.add_lines(shape, rows, line["wave"], np.ones(len(flux)), line["fwhm"], line["alpha"], lsf, first)
+        unit = np.sqrt(np.einsum("np,np,np->n", shape, shape, np.maximum(spectra["ivar"], 0), dtype=np.float64))
+        amount = np.divide(line["snr"], unit, out=np.zeros(len(flux)), where=unit > 0)
+        flux = flux + amount.astype(np.float32)[:, None] * shape
+    prepared, p_line, heat = score(flux, spectra["ivar"], spectra["and_mask"], search_redshift(spectra["z"]))
+    found = measure_line(prepared, heat, spectra["loglam0"], settings.vetting.min_line_snr)
+    near = np.abs(pixel(found["line_wave"]) - first - at) <= POSITION_PX
+    hit = (p_line > settings.score.threshold) & prepared.scorable
+    return pd.DataFrame({
+        "group": spectra["group"], **{name: spectra[name] for name in ("plate", "mjd", "fiberid")},
+        "line_snr": np.nan if bare else line["snr"],
+        "visible": prepared.scorable & (prepared.ivar[rows, nearest] > 0) & ~line["own"],
+        "found": hit & (near | bare), "p_line": p_line, "line_wave": found["line_wave"], "snr": found["line_snr"],
+    })
+
+
+def read_survey(spark: SparkSession, root: str, model: Model, settings: Config, keys: list[tuple] | None = None
+                ) -> DataFrame:
+    """Every readable spectrum below `root` in the model's window, or those of the (plate, mjd, fiberid) `keys`."""
+    from lensspark import source
+
+    source.register(spark)
+    low, high = model.window
+    options = {"layout": settings.read.layout, "window": f"{low!r},{high!r}", "columns": "flux,ivar,and_mask,wdisp"}
+    if keys is not None:
+        options["keys"] = ",".join("-".join(map(str, key)) for key in keys)
+    frame = spark.read.format("boss").options(**options).load(root).where("reason IS NULL")
+    return frame.select("plate", "mjd", "fiberid", "class", "subclass", "objtype", "zwarning", "z", "loglam0", "flux",
+                        "ivar", "and_mask", "wdisp")
+
+
+def on_survey(spark: SparkSession, root: str, model: Model, settings: Config, bare: bool = False) -> DataFrame:
+    """`inject` of every readable spectrum below `root`: `evaluation.injections` times, or once as it is if `bare`."""
+    from lensspark import inference
+
+    (first, n_pix), files = model.pixels, model.files
+    times = 1 if bare else settings.evaluation.injections
+
+    def run(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        score = inference.scorer(Model(files).verified(), settings)
+        for batch in batches:
+            spectra = stack(batch, n_pix)
+            seeds = [int(batch[name].sum()) for name in ("plate", "mjd", "fiberid")]
+            for k in range(times):
+                yield inject(spectra, score, settings, first, np.random.default_rng([k, *seeds]), bare)
+
+    return read_survey(spark, root, model, settings).mapInPandas(run, _COLUMNS)
+
+
+def report(spark: SparkSession, root: str, model: Model, settings: Config) -> dict[str, Any]:
+    """`recovery` of lines injected into the survey below `root` and into mock galaxies, and the spectra that are hits
+    as they are: `hits` (at most SHOWN, highest score first), with the number of `searched` spectra of each group."""
+    injected = pd.concat([on_survey(spark, root, model, settings).toPandas(), on_mock(model, settings, 1000, 5)])
+    bare = on_survey(spark, root, model, settings, bare=True).cache()
+    hits = bare.where("found").orderBy("p_line", ascending=False).limit(SHOWN).toPandas()
+    return {"threshold": settings.score.threshold, "recovery": recovery(injected),
+            "searched": {row["group"]: row["count"] for row in bare.groupBy("group").count().collect()},
+            "hits": hits.drop(columns=["line_snr", "visible", "found"]).to_dict("records")}
+
+
+def hit_panels(spark: SparkSession, root: str, model: Model, settings: Config, hits: list[dict[str, Any]]
+               ) -> list[dict[str, Any]]:
+    """What figures.spectra draws of `report`'s hits."""
+    if not hits:
+        return []
+    first, n_pix = model.pixels
+    by_key = {tuple(hit[name] for name in KEY): hit for hit in hits}
+    frame = read_survey(spark, root, model, settings, list(by_key)).toPandas()
+    spectra = stack(frame, n_pix)
+    prepared = prepare(spectra["flux"], spectra["ivar"], spectra["and_mask"], search_redshift(spectra["z"]),
+                       model.basis, model.input, first)
+    panels = []
+    for i, key in enumerate(zip(*(frame[name] for name in KEY), strict=True)):
+        hit = by_key[key]
+        title = (f"{key[0]}-{key[1]}-{key[2]} {hit['group']} {frame['subclass'][i] or ''} z={frame['z'][i]:.3f} "
+                 f"p={hit['p_line']:.3f} S/N={hit['snr']:.1f}")
+        with np.errstate(divide="ignore"):
+            sigma = np.where(prepared.ivar[i] > 0, prepared.ivar[i] ** -0.5, np.nan)
+        panels.append({"title": title, "wave": wavelength(first + np.arange(n_pix)), "flux": spectra["flux"][i],
+                       "sigma": sigma, "model": prepared.model[i], "at": hit["line_wave"]})
+    return sorted(panels, key=lambda panel: panel["title"])
+
+
+def on_model(spark: SparkSession, settings: Config, root: str, out: str | Path) -> str:
+    """`report` of the configured model, written to `out`/injection.json and, where matplotlib is installed,
+    recovery.png and hits.png; returns `summary`."""
+    model, out = Model.named(settings.score.model), Path(out)
+    result = report(spark, root, model, settings) | {"model": model.sha256}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "injection.json").write_text(json.dumps(result, indent=1))
+    if importlib.util.find_spec("matplotlib"):
+        figures.recovery(result["recovery"], out / "recovery.png")
+        figures.spectra(hit_panels(spark, root, model, settings, result["hits"]), out / "hits.png")
+    return summary(result)
+
+
+def stack(frame: pd.DataFrame, n_pix: int) -> dict[str, np.ndarray]:
+    """Arrays of a frame of spectra; a spectrum that begins or ends inside the window keeps ivar 0 where it has none."""
+    planes = {name: np.stack(frame[name].to_numpy()) for name in ("flux", "ivar", "and_mask", "wdisp")}
+    wrong = {plane.shape[1] for plane in planes.values()} - {n_pix}
+    if wrong:
+        raise ValueError(f"spectra of {sorted(wrong)} pixels: expected {n_pix} as the model's window")
+    numbers = {name: frame[name].to_numpy() for name in ("plate", "mjd", "fiberid", "loglam0")}
+    z = frame["z"].to_numpy(dtype=float)
+    return planes | numbers | {"z": np.where(np.isfinite(z), z, 0.0), "group": group_of(frame)}
+
+
+def on_mock(model: Model, settings: Config, n: int, seed: int) -> pd.DataFrame:
+    """`inject` of n clean mock galaxies, for comparison, `evaluation.injections` / 20 times each."""
+    from lensspark import inference
+
+    first, n_pix = model.pixels
+    score, parts = inference.scorer(model, settings), []
+    for start in range(0, n, AT_ONCE):
+        fibres = np.arange(start, min(start + AT_ONCE, n)) % 1000 + 1
+        spectra = observe_plate(seed, 7000 + start // 1000, 58100, fibres, only(settings), model.basis, first, n_pix)
+        chosen = spectra["z"] > settings.selection.z_min
+        spectra = {name: values[chosen] for name, values in spectra.items()}
+        spectra["group"] = np.full(chosen.sum(), "mock")
+        for k in range(max(settings.evaluation.injections // 20, 1)):
+            parts.append(inject(spectra, score, settings, first, np.random.default_rng([seed, start, k])))
+    return pd.concat(parts, ignore_index=True)
+
+
+def summary(result: dict[str, Any]) -> str:
+    """`report`'s figures as text for people."""
+    lines = [f"lines found within {POSITION_PX:g} px at p_line > {result['threshold']:g}, by S/N:"]
+    for group, found in result["recovery"].items():
+        lines.append(f"  {group:8}{found['spectra']:>6,} spectra  " + "  ".join(
+            f"{b['snr'][0]:g}-{b['snr'][1] or ''}: {b['recall']:.3f}+-{b['error']:.3f}" for b in found["recall"]))
+    lines.append(f"hits without an injected line, of {result['searched']}:")
+    lines += [f"  {hit['plate']}-{hit['mjd']}-{hit['fiberid']} {hit['group']}: p_line {hit['p_line']:.4f} at "
+              f"{hit['line_wave']:.1f} A, S/N {hit['snr']:.1f}" for hit in result["hits"]]
+    return "\n".join(lines)
+
+
+def recovery(table: pd.DataFrame) -> dict[str, Any]:
+    """Recall of visible injected lines by S/N for each group, with its binomial error."""
+    result: dict[str, Any] = {}
+    for group, rows in table[table["visible"]].groupby("group"):
+        bins = metrics.recall_by_snr(rows["found"].to_numpy(), rows["line_snr"].to_numpy())
+        for b in bins:
+            b["error"] = round(float(np.sqrt(max(b["recall"] * (1 - b["recall"]), 1e-4) / b["n"])), 4)
+        result[str(group)] = {"spectra": len(rows[list(KEY)].drop_duplicates()), "recall": bins}
+    return result

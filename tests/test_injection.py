@@ -1,0 +1,86 @@
+"""Injection and recovery: what is injected is what was asked for, and it is found where it was put."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lensspark import config, injection
+from lensspark.locate import measure_line
+from lensspark.spectrum import Prepared, pixel
+
+N, N_PIX, FIRST = 200, 1192, 35798
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return config.load([], ["evaluation.injected_snr=[8, 12]"])
+
+
+def flat(**changes):
+    spectra = {"group": np.full(N, "star", dtype=object), "z": np.zeros(N), "plate": np.full(N, 1),
+               "mjd": np.full(N, 2), "fiberid": np.arange(N), "loglam0": np.full(N, FIRST * 1e-4),
+               "flux": np.zeros((N, N_PIX), "f4"), "ivar": np.full((N, N_PIX), 4.0, "f4"),
+               "and_mask": np.zeros((N, N_PIX), "i4"), "wdisp": np.full((N, N_PIX), 1.2, "f4")}
+    return spectra | changes
+
+
+class Scorer:
+    """A search that knows nothing but the highest pixel; it keeps what it was given."""
+
+    def __call__(self, flux, ivar, and_mask, z):
+        self.flux, self.z = flux, z
+        heat = np.zeros((len(flux), N_PIX // 4))
+        heat[np.arange(len(flux)), np.minimum(flux.argmax(axis=1) // 4, heat.shape[1] - 1)] = 1
+        good = np.ones(len(flux), bool)
+        return Prepared(flux[:, None], flux, ivar, 0 * flux, good), np.ones(len(flux)), heat
+
+
+def test_lines_have_the_signal_to_noise_that_was_drawn_and_are_found_there(settings):
+    score = Scorer()
+    table = injection.inject(flat(), score, settings, FIRST, np.random.default_rng(1))
+    snr = np.sqrt((score.flux.astype(float) ** 2 * 4.0).sum(axis=1))
+    np.testing.assert_allclose(snr, table["line_snr"], rtol=1e-4)
+    assert table["line_snr"].between(8, 12).all() and table["visible"].all() and table["found"].mean() > 0.99
+
+
+def test_bare_spectra_stay_as_they_are(settings):
+    score, spectra = Scorer(), flat()
+    table = injection.inject(spectra, score, settings, FIRST, np.random.default_rng(1), bare=True)
+    assert np.array_equal(score.flux, spectra["flux"]) and table["line_snr"].isna().all()
+
+
+def test_negative_errors_and_missing_dispersions_do_no_harm(settings):
+    bad = flat(wdisp=np.zeros((N, N_PIX), "f4"), ivar=np.full((N, N_PIX), -1.0, "f4"))
+    table = injection.inject(bad, Scorer(), settings, FIRST, np.random.default_rng(1))
+    assert not table["visible"].any()
+
+
+def test_a_quasars_own_lines_are_left_out(settings):
+    qso = np.full(N, "qso", dtype=object)
+    line = injection.draw_lines(settings, np.full(N, 2.3), qso, FIRST, N_PIX, np.random.default_rng(0))
+    forest = line["wave"] < 1215.67 * 3.3
+    assert line["own"][forest].all() and not line["own"].all()
+    assert not injection.draw_lines(settings, np.full(N, 2.3), np.full(N, "star"), FIRST, N_PIX,
+                                    np.random.default_rng(0))["own"].any()
+
+
+def test_groups_and_redshifts_of_what_is_searched():
+    frame = pd.DataFrame({"class": ["GALAXY", "QSO ", None, "STAR"], "objtype": ["GALAXY", None, "SKY", "GALAXY"],
+                          "zwarning": [0, 4, 0, 1]})
+    assert injection.group_of(frame).tolist() == ["galaxy", "qso", "sky", "sky"]
+    assert injection.search_redshift(np.array([0.5, 2.5, -1.0])).tolist() == [0.5, 0.55, 0.55]
+
+
+def test_recovery_counts_visible_lines_alone():
+    table = pd.DataFrame({"group": "star", "plate": 1, "mjd": 1, "fiberid": [1, 1, 2, 3], "line_snr": 5.5,
+                          "visible": [True, True, True, False], "found": [True, False, True, False]})
+    star = injection.recovery(table)["star"]
+    assert star["spectra"] == 2 and star["recall"][0]["recall"] == pytest.approx(0.6667, abs=1e-4)
+
+
+def test_the_measured_place_is_the_injected_one(settings):
+    score = Scorer()
+    table = injection.inject(flat(), score, settings, FIRST, np.random.default_rng(5))
+    prepared, _, heat = score(score.flux, flat()["ivar"], None, None)
+    found = measure_line(prepared, heat, flat()["loglam0"], 6.0)
+    assert np.allclose(pixel(found["line_wave"]), pixel(table["line_wave"]))
