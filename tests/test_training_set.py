@@ -15,8 +15,9 @@ from lensspark.config import resource
 from lensspark.eigen import Basis
 from lensspark.simulate import Plan, simulate
 from lensspark.spectrum import fit_galaxy, prepare
-from lensspark.training_set.backdrops import load_backdrops
+from lensspark.training_set.backdrops import load_backdrops, usable_plates
 from lensspark.training_set.common import Frame
+from lensspark.training_set.galaxies import measure_galaxies
 
 JOB = Path(__file__).resolve().parents[1] / "jobs/build_training.py"
 FIRST, N_PIX = 35798, 1192
@@ -167,22 +168,32 @@ def test_backdrops_are_bounded_and_sound(data):
 # --- Refusals ---
 
 
-@pytest.mark.parametrize(("extra", "said"), [
-    (("selection.z_min=5",), "no galaxy of the sample 'published'"),
-    (("survey_training.min_galaxies=90000",), "none reaches survey_training.min_galaxies = 90000"),
-    (("training.validation_plates=0.5", "training.test_plates=0.5"), "4 plates cannot be split"),
+def kept(spark, data):
+    return spark.read.schema(schema.BACKDROPS.struct_type()).parquet(str(data / "backdrops"))
+
+
+@pytest.mark.parametrize(("rows", "extra", "said"), [
+    ("is_sky", (), "no galaxy of the sample 'published'"),
+    ("NOT is_sky", (), "no sky fibre"),
+    ("true", ("training.validation_plates=0.5", "training.test_plates=0.5"), "4 plates cannot be split"),
 ])
-def test_too_little_to_learn_from_is_refused(spark, survey, tmp_path, extra, said):
+def test_a_survey_without_galaxies_sky_or_plates_is_refused(spark, data, rows, extra, said):
     with pytest.raises(ValueError, match=said):
-        training_set.from_survey(spark, str(survey), tmp_path / "new", config.load([], (*SMALL, *extra)), 10)
-    assert not (tmp_path / "new").exists()
+        usable_plates(kept(spark, data).where(rows), "redux", config.load([], (*SMALL, *extra)))
 
 
-def test_a_survey_without_sky_fibres_is_refused(spark, tmp_path):
+def test_too_few_galaxies_are_refused(spark, data, tmp_path):
+    settings = config.load([], (*SMALL, "survey_training.min_galaxies=90000"))
+    with pytest.raises(ValueError, match="none reaches survey_training.min_galaxies = 90000"):
+        measure_galaxies(kept(spark, data), {4000: "train"}, tmp_path / "galaxies", settings, Frame.of(settings))
+
+
+def test_a_refusal_leaves_nothing_behind(spark, tmp_path):
     simulate(lambda: spark, str(tmp_path / "redux"), Plan(plates=1, fibres=12, layout="spplate", broken=0),
              config.load([], ["mock.sky=0.0"]).mock, Basis.load(resource("data/eigenbasis.npz")))
     with pytest.raises(ValueError, match="no sky fibre"):
         training_set.from_survey(spark, str(tmp_path / "redux"), tmp_path / "new", config.load([], SMALL), 10)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
