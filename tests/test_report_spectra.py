@@ -13,9 +13,6 @@ from lensspark.model import Model
 from lensspark.report import blind, spectra
 from lensspark.report.spectra import Pixels
 
-KEY = spectra.KEY
-FAKES = 3
-
 
 @pytest.fixture(scope="module")
 def mock(basis):
