@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ def funnel(card: Mapping[str, Any]) -> Any:
     from markupsafe import escape
 
     steps = _steps(card)
-    label, bar, right, full, row = 330, 340, 800, 220, 24
+    label, bar, right, full, row = 420, 430, 850, 220, 24
     longest = math.log10(max(10, *(n for _, n, _ in steps), REFERENCE_SAMPLE[0])) + 0.5
 
     def length(count: int) -> float:
@@ -63,7 +64,7 @@ def _steps(card: Mapping[str, Any]) -> list[tuple[str, int, tuple[int, str] | No
         if own and own not in ranges[i + 1:]:  # the last cut of its kind
             left, before, text = REFERENCE_CUTS[own]
             reference = (left, f"of {before}: {text}")
-        steps.append((str(cut["phrase"])[:60], cut["left"], reference))
+        steps.append((textwrap.shorten(str(cut["phrase"]), 72, placeholder="…"), cut["left"], reference))
     return steps
 
 
