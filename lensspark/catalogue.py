@@ -72,7 +72,7 @@ def _truncate(units: np.ndarray) -> np.ndarray:
 def candidates(ledger: DataFrame, limit: int | None = None) -> DataFrame:
     """The ledger's rows with `veto == 0`, named and ranked, as schema.CANDIDATES; at most the `limit` best.
 
-    Rank: p_line, then line_snr, both descending; then the key, so that the order is total.
+    Rank: followup, then p_line, then line_snr, all descending; then the key, so that the order is total.
     """
     from pyspark.sql import Window
     from pyspark.sql import functions as F
@@ -82,7 +82,7 @@ def candidates(ledger: DataFrame, limit: int | None = None) -> DataFrame:
         return pd.Series(iau_name(ra, dec), index=ra.index)
 
     key = [F.col(column.name).asc_nulls_last() for column in schema.KEY]
-    order = [F.col("p_line").desc_nulls_last(), F.col("line_snr").desc_nulls_last(), *key]
+    order = [*(F.col(name).desc_nulls_last() for name in ("followup", "p_line", "line_snr")), *key]
     kept = ledger.where(F.col("veto") == 0)
     if limit is not None:
         kept = kept.orderBy(*order).limit(limit)
