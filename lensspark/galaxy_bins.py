@@ -117,7 +117,7 @@ def measure(number: int, z: np.ndarray, flux: np.ndarray, ivar: np.ndarray, held
         vectors[i][:, seen] = halves[1 - i].vectors
     tests = [weighted_pca.fit(half.vectors, flux[others], ivar[others]) for half in halves]
     numbers = {"z_bin": number, "z_low": number * width, "z_high": (number + 1) * width, "n_used": len(rows),
-               "flux": np.median(scale[rows]), "n_held_out": len(others),
+               "median_flux": np.median(scale[rows]), "n_held_out": len(others),
                "chi2": _typical_chi2(fits, [half.ivar for half in halves]),
                "chi2_held_out": _typical_chi2(tests, [ivar[others]] * 2)}
     arrays = {"vectors": vectors, "mean": np.stack(mean), "covariance": np.stack(covariance), "fluxes": scale[rows],

@@ -66,7 +66,7 @@ def test_settings(setting, section, name, value):
     ("read.window=[3800, 50000]", ["read.window", "50000", "2500 to 12000"]),
     ("input.channels=[]", ["input.channels", "[]", "at least 1"]),
     ("input.channels=[1]", ["input.channels", "1", "str"]),
-    ("network.pooled=['median']", ["network.pooled", "'median'", "'mean', 'max', 'heat'"]),
+    ("network.pooled=['median']", ["network.pooled", "'median'", "'mean', 'max', 'flatten', 'heat'"]),
 ])
 def test_a_wrong_setting_names_key_value_and_expectation(setting, words):
     with pytest.raises(ConfigError) as caught:

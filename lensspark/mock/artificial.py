@@ -101,8 +101,11 @@ def artificial(seed: int, plate: int, block: int, n: int, backdrops: Backdrops, 
     line, other, factor = shine(targets, emitted, np.maximum(sigma, 0.01), mock, u[:, 45], ivar > 0, base, added, first)
     variance = base + added * (line + other)
     noise = _noise(settings.noise, backdrops, sky, noise, np.sqrt(variance))
-    spectrum = light + line + other + noise
-    ivar = np.where(ivar > 0, np.exp(-response * noise / np.sqrt(variance)) / variance, np.float32(0))
+    # Reported errors follow the noise, as those of the sky fibre do: its significances stay what they are. A spectrum
+    # of blank sky has the fibre's own errors.
+    raised = np.where(is_sky[:, None], np.float32(1), np.exp(0.5 * response * noise / np.sqrt(variance)))
+    spectrum = light + line + other + raised * noise
+    ivar = np.where(ivar > 0, 1 / (raised**2 * variance), np.float32(0))
     return {
         "plate": np.full(n, plate, np.int32), "mjd": backdrops.mjd[fibre], "run2d": backdrops.run2d[fibre],
         "fiberid": (block * SPECTRA_AT_ONCE + np.arange(1, n + 1)).astype(np.int32), "z": z,
