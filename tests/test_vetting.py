@@ -63,7 +63,7 @@ CASES = [
     ({"sn_oii_veto": None, "profile_chi2": None, "p_skew_positive": None, "dchi2_skew": None, "p_lya": None,
       "n_neighbour": None, "n_repeat": None}, True,  # a spectrum that could not be read again
      Veto.OII | Veto.COSMIC_RAY | Veto.SKEWNESS | Veto.SKEW_CHI2 | Veto.IDENTITY | Veto.NEIGHBOUR | Veto.REPEAT),
-    ({"dchi2_spike": 0.1}, True, Veto.COSMIC_RAY),
+    ({"dchi2_spike": 2.1}, True, Veto.COSMIC_RAY),
     ({"dchi2_spike": None}, True, 0),  # no line-spread function, no spike test
     ({"neighbour_ratio": 3.1}, True, Veto.NEIGHBOUR),
     ({"n_neighbour": 0, "neighbour_ratio": None}, True, 0),

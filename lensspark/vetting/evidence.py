@@ -50,7 +50,7 @@ def gather(ledger: DataFrame, measured: DataFrame, known_lenses: pd.DataFrame, c
     lines = ledger.where(is_hit(config) | counted).select(*KEY, *_LINE)
     lines = known.match_known(lines, known_lenses, v.known_lens_radius)
     lines = keep(lines, "lines")
-    lines, bins = overdensity.with_wavelength_excess(lines, v)
+    lines, bins = overdensity.with_wavelength_excess(lines, v, config.read.window)
     lines, groups = overdensity.with_group_excess(lines, ledger, v)
     _, n_pix = window_pixels(config.read.window)
     lines = overdensity.with_same_wave(lines, v, n_pix)

@@ -48,13 +48,20 @@ def excess(counts: np.ndarray, expected: np.ndarray) -> np.ndarray:
     return np.where(counts > expected, np.minimum(above, tail), above)
 
 
-def histogram(counts: dict[int, int], settings: Vetting, frame: str) -> pd.DataFrame:
-    """schema.OVERDENSITY's rows from the number of lines in each occupied bin of log10 wavelength."""
+def histogram(counts: dict[int, int], settings: Vetting, frame: str, span: tuple[int, int] | None = None
+              ) -> pd.DataFrame:
+    """schema.OVERDENSITY's rows from the number of lines in each occupied bin of log10 wavelength.
+
+    `span`: the first and last bin where a line can be; without it the range is open, and half a running median of
+    empty bins lies on each side of what is occupied.
+    """
     if not counts:
         return pd.DataFrame(columns=schema.OVERDENSITY.names)
-    bins = np.arange(min(counts) - settings.overdensity_grow, max(counts) + settings.overdensity_grow + 1)
+    beside = settings.overdensity_median_bins // 2 + settings.overdensity_grow
+    low, high = span or (min(counts) - beside, max(counts) + beside)
+    bins = np.arange(min(low, *counts), max(high, *counts) + 1)
     n = np.array([counts.get(int(b), 0) for b in bins])
-    median = median_filter(n.astype(float), size=settings.overdensity_median_bins, mode="nearest")
+    median = median_filter(n.astype(float), size=settings.overdensity_median_bins, mode="reflect")
     median = np.maximum(median, MEDIAN_FLOOR)
     above = excess(n, median)
     grown = maximum_filter1d(above, 2 * settings.overdensity_grow + 1, mode="nearest")
@@ -72,9 +79,11 @@ def _bin(wave: Column, settings: Vetting) -> Column:
 _FRAMES = {"lens": lambda: F.col("line_wave") / (1 + F.col("z_lens")), "observed": lambda: F.col("line_wave")}
 
 
-def with_wavelength_excess(lines: DataFrame, settings: Vetting) -> tuple[DataFrame, pd.DataFrame]:
+def with_wavelength_excess(lines: DataFrame, settings: Vetting, window: tuple[float, ...]
+                           ) -> tuple[DataFrame, pd.DataFrame]:
     """`lines` with overdensity_lens and overdensity_observed, and the bins of both (schema.OVERDENSITY).
 
+    `window`: the wavelengths that were searched, in Angstrom.
     Each is the largest excess among the line's bin and `overdensity_grow` bins on each side.
     """
     tables = []
@@ -84,7 +93,9 @@ def with_wavelength_excess(lines: DataFrame, settings: Vetting) -> tuple[DataFra
             among = among.where(F.coalesce(F.col("overdensity_lens") <= BETWEEN_FRAMES, F.lit(True)))
         at = _bin(wave(), settings)
         rows = among.where(at.isNotNull()).groupBy(at.alias("bin")).count().collect()  # a few hundred bins
-        table = histogram({row["bin"]: row["count"] for row in rows}, settings, frame)
+        low, high = (int(np.log10(edge) / (settings.overdensity_bin_px * DLOGLAM)) for edge in window)
+        span = (low, high) if frame == "observed" else None
+        table = histogram({row["bin"]: row["count"] for row in rows}, settings, frame, span)
         tables.append(table)
         # Between and beyond the occupied bins there is no line but this one, which was not counted.
         empty = F.when(wave().isNotNull() & ~F.isnan(wave()), -np.sqrt(MEDIAN_FLOOR))
