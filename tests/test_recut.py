@@ -19,7 +19,7 @@ TIGHT = ("vetting.max_sn_oii_veto=1", "vetting.min_line_snr=8", "vetting.max_ove
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parent") / "run"
-    write_run(folder, rows=6000, plates=6, hit_rate=0.05)
+    write_run(folder, rows=6000, plates=6, hit_rate=0.15)
     return folder
 
 

