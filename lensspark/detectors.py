@@ -24,6 +24,7 @@ from lensspark.config import Config, Evaluation, Mock, resource
 from lensspark.eigen import Basis
 from lensspark.locate import measure_line, ranked
 from lensspark.mock import observe_plate
+from lensspark.mock.instrument import NOISE_CORRELATION
 from lensspark.mock.objects import KINDS
 from lensspark.mock.profiles import FWHM_OF_SIGMA, PIXEL_KMS
 from lensspark.model import Model
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 POSITION_PX = 3.0  # a line is found if it is placed this well
 MJD = 58000  # of the mock nights; no other mock survey has it
 DETECTORS = ("p_line", "matched_filter", "oracle")
+COLUMNS = ("kind", "z", "line_snr", "true_snr", "line_at", "visible", "scorable",
+           *(part for name in DETECTORS for part in (name, f"{name}_at")))
 WIDTHS = np.geomspace(0.9, 9.0, 13)  # px: sigma of the oracle's filters, 21 % apart
 FIBRES_AT_ONCE = 500
 
@@ -70,6 +73,18 @@ def oracle_snr(flux: np.ndarray, background: np.ndarray, sigma: np.ndarray, usab
     return value, at
 
 
+def true_snr(line: np.ndarray, sigma: np.ndarray, usable: np.ndarray) -> np.ndarray:
+    """The mean S/N (n,) of a filter of the line's own shape against the true noise, on `usable` pixels.
+
+    line and sigma (n, n_pix); neighbouring pixels' noise is correlated by rho = NOISE_CORRELATION: with s = line / sigma
+    it is sum(s^2) / sqrt(sum(s^2) + 2 rho sum(s_i s_i+1)).
+    """
+    s = np.where(usable, line / sigma, np.float32(0)).astype(np.float64)
+    power = np.sum(s**2, axis=1)
+    noise = power + 2 * NOISE_CORRELATION * np.sum(s[:, 1:] * s[:, :-1], axis=1)
+    return np.divide(power, np.sqrt(noise), out=np.zeros(len(s)), where=noise > 0)
+
+
 def seen_width(fwhm: np.ndarray, lsf: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Sigma in px of lines of intrinsic `fwhm` km/s (n,) through an LSF of `lsf` px; spectra without a line (NaN) get
     the widths of others at random, so that the oracle searches them as it does the rest."""
@@ -83,8 +98,8 @@ def compare(mock: dict[str, np.ndarray], score: Callable, settings: Config, firs
             ) -> pd.DataFrame:
     """One row per spectrum of `mock` (of observe_plate, with oracle): what each detector gives it and where.
 
-    `score` is an inference.scorer. Columns: kind, z, line_snr, line_wave, visible (the line's peak falls on a usable
-    pixel), and per detector its score and NAME_at, the pixel of its place.
+    `score` is an inference.scorer. Columns: kind, z, line_snr (by the reported errors), true_snr, line_at (pixel),
+    visible (the line's peak falls on a usable pixel), and per detector its score and NAME_at, the pixel of its place.
     """
     prepared, p_line, heat = score(mock["flux"], mock["ivar"], mock["and_mask"], mock["z"])
     found = measure_line(prepared, heat, mock["loglam0"], settings.vetting.min_line_snr)
@@ -95,7 +110,8 @@ def compare(mock: dict[str, np.ndarray], score: Callable, settings: Config, firs
     at = pixel(np.where(np.isnan(mock["line_wave"]), 4000.0, mock["line_wave"])) - first
     nearest = np.clip(np.rint(at).astype(int), 0, prepared.ivar.shape[1] - 1)
     return pd.DataFrame({
-        "kind": mock["kind"], "z": mock["z"], "line_snr": mock["line_snr"], "line_at": at,
+        "kind": mock["kind"], "z": mock["z"], "line_snr": mock["line_snr"],
+        "true_snr": true_snr(mock["line"], mock["true_sigma"], prepared.ivar > 0), "line_at": at,
         "visible": prepared.ivar[np.arange(len(nearest)), nearest] > 0, "scorable": prepared.scorable,
         "p_line": ranked(p_line, found["line_snr"]), "p_line_at": pixel(found["line_wave"]) - first,
         "matched_filter": classical, "matched_filter_at": classical_at.astype(float),
@@ -130,8 +146,9 @@ def on_mock_plates(spark: SparkSession, model: Model, settings: Config, mock: Mo
                     rng = np.random.default_rng([seed, plate, start])
                     yield pa.RecordBatch.from_pandas(compare(made, score, settings, first, rng), preserve_index=False)
 
-    fields = "kind string, z double, line_snr double, line_at double, visible boolean, scorable boolean, " + ", ".join(
-        f"{name} double, {name}_at double" for name in DETECTORS)
+    numbers = ["z", "line_snr", "true_snr", "line_at", *DETECTORS, *(f"{name}_at" for name in DETECTORS)]
+    types = {"kind": "string", "visible": "boolean", "scorable": "boolean"} | dict.fromkeys(numbers, "double")
+    fields = ", ".join(f"{name} {types[name]}" for name in COLUMNS)
     rows = spark.createDataFrame(pd.DataFrame({"plate": plates})).repartitionByRange(len(plates), "plate")
     return rows.mapInArrow(run, fields).toPandas()
 
@@ -149,32 +166,35 @@ def mixture(table: pd.DataFrame, evaluation: Evaluation, excess: float) -> np.nd
 
 
 def recall_at(lines: pd.DataFrame, free: pd.DataFrame, weights: np.ndarray, rate: float) -> dict[str, Any]:
-    """Per detector its threshold for the false-hit `rate` among `free` and its recall of `lines` by S/N, within
-    POSITION_PX, of the lines whose peak falls on a usable pixel."""
+    """Per detector its threshold for the false-hit `rate` among `free`, and its recall within POSITION_PX of the `lines`
+    whose peak falls on a usable pixel: by their true S/N, and as `..._reported` by that of the reported errors."""
     usable = lines[lines["visible"] & lines["scorable"]]
     of = {}
     for name in DETECTORS:
         threshold = metrics.threshold_at(free[name].to_numpy()[weights > 0], rate, weights[weights > 0])
         near = (usable[f"{name}_at"] - usable["line_at"]).abs() <= POSITION_PX
         found = (near & (usable[name] > threshold)).to_numpy()
-        bright = (usable["line_snr"] >= 8).to_numpy()
-        middle = ((usable["line_snr"] >= 6) & (usable["line_snr"] < 8)).to_numpy()
-        of[name] = {"threshold": threshold, "recall": metrics.recall_by_snr(found, usable["line_snr"].to_numpy()),
-                    "recall_8": float(found[bright].mean()), "recall_6_8": float(found[middle].mean())}
+        of[name] = {"threshold": threshold}
+        for column, suffix in (("true_snr", ""), ("line_snr", "_reported")):
+            snr = usable[column].to_numpy()
+            middle = (snr >= 6) & (snr < 8)
+            of[name] |= {f"recall{suffix}": metrics.recall_by_snr(found, snr),
+                         f"recall_8{suffix}": float(found[snr >= 8].mean()),
+                         f"recall_6_8{suffix}": float(found[middle].mean())}
     return of
 
 
 def side_by_side(spark: SparkSession, model: Model, settings: Config, basis: Basis, n_plates: int, first_plate: int,
                  seed: int) -> dict[str, Any]:
     """Recall of the detectors at equal false-hit rates on `n_plates` fresh mock plates of clean galaxies, a fifth of
-    them with a Lya line of S/N 4-12, and a third as many plates of contaminants; galaxies from `basis`.
+    them with a Lya line of (reported) S/N 4-18, and a third as many plates of contaminants; galaxies from `basis`.
 
     Per false-hit rate: `clean`, where line-free means clean galaxies, and `excess N`, where contaminants are mixed in
     at N times the observed rates.
     """
     evaluation = settings.evaluation
     numbers = list(range(first_plate, first_plate + n_plates + max(n_plates // 3, 1)))
-    plain = on_mock_plates(spark, model, settings, only(settings, lya=0.2, line_snr=(4.0, 12.0)), basis,
+    plain = on_mock_plates(spark, model, settings, only(settings, lya=0.2, line_snr=(4.0, 18.0)), basis,
                            numbers[:n_plates], seed)
     dirty = only(settings, lens_line=0.3, airglow=0.25, cosmic=0.25, crosstalk=0.2)
     odd = on_mock_plates(spark, model, settings, dirty, basis, numbers[n_plates:], seed)
@@ -220,15 +240,22 @@ def summary(result: dict[str, Any]) -> str:
              f"pixels, contaminants {result['n_contaminants']}", f"galaxies: {result['galaxies']}"]
     for rate, settings in result["rates"].items():
         for free, at in settings.items():
-            bins = next(iter(at.values()))["recall"]
-            head = "".join(f"{b['snr'][0]:>4g}-{b['snr'][1] or '':<4}" for b in bins)
-            lines.append(f"false-hit rate {rate}, line-free: {free}\n  {'':16}{head}{'6-8':>8}{'>= 8':>9}   threshold")
-            for name, found in at.items():
-                cells = "".join(f"{b['recall']:9.3f}" for b in found["recall"])
-                lines.append(f"  {name:16}{cells}{found['recall_6_8']:9.3f}{found['recall_8']:9.3f}   "
-                             f"{found['threshold']:.6g}")
+            for suffix in ("", "_reported"):
+                title = f"false-hit rate {rate}, line-free: {free}, {'reported' if suffix else 'true'} S/N"
+                lines += _rows(at, suffix, title)
             for name, found in at.items():
                 if "contaminants" in found:
                     lines.append(f"    hits of {name}: " + ", ".join(
                         f"{kind} {share:.4f}" for kind, share in found["contaminants"].items()))
     return "\n".join(lines)
+
+
+def _rows(at: dict[str, Any], suffix: str, title: str) -> list[str]:
+    bins = next(iter(at.values()))[f"recall{suffix}"]
+    head = "".join(f"{b['snr'][0]:>4g}-{b['snr'][1] or '':<4}" for b in bins)
+    lines = [f"{title}\n  {'':16}{head}{'6-8':>8}{'>= 8':>9}   threshold"]
+    for name, found in at.items():
+        cells = "".join(f"{b['recall']:9.3f}" for b in found[f"recall{suffix}"])
+        lines.append(f"  {name:16}{cells}{found[f'recall_6_8{suffix}']:9.3f}{found[f'recall_8{suffix}']:9.3f}   "
+                     f"{found['threshold']:.6g}")
+    return lines

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from lensspark import config, detectors, matched_filter, mock
+from lensspark.mock import instrument
 from lensspark.mock.objects import KINDS
 
 RNG = np.random.default_rng(8)
@@ -66,6 +67,7 @@ def test_the_mixture_has_the_rates_that_it_is_set_to(settings):
 def test_recall_asks_for_score_and_place():
     n = 4000
     lines = pd.DataFrame({"visible": True, "scorable": True, "line_snr": RNG.uniform(4, 12, n), "line_at": 500.0})
+    lines["true_snr"] = lines["line_snr"]
     free = pd.DataFrame({name: RNG.random(20_000) for name in detectors.DETECTORS})
     for name, score, at in (("p_line", 2.0, 502.0), ("matched_filter", 2.0, 504.0), ("oracle", RNG.random(n), 500.0)):
         lines[name], lines[f"{name}_at"] = score, at
@@ -73,3 +75,15 @@ def test_recall_asks_for_score_and_place():
     assert [b["recall"] for b in found["p_line"]["recall"]] == [1.0] * 6
     assert found["matched_filter"]["recall_8"] == 0.0
     assert found["oracle"]["recall_8"] == pytest.approx(0.01, abs=0.01)
+
+
+def test_the_true_signal_to_noise_is_the_mean_of_what_a_filter_of_the_lines_shape_measures():
+    x = np.arange(200.0)
+    line = 0.8 * np.exp(-0.5 * ((x - 100) / 2.2) ** 2)
+    white = RNG.normal(size=(20_000, 201)).astype("f4")
+    noise = instrument.correlated(white)
+    filtered = (line + noise) @ line
+    expected = detectors.true_snr(line[None], np.ones((1, 200)), np.ones((1, 200), bool)).item()
+    assert filtered.mean() / filtered.std() == pytest.approx(expected, rel=0.03)
+    half = detectors.true_snr(line[None], np.ones((1, 200)), (x < 100)[None]).item()
+    assert half < 0.75 * expected

@@ -37,9 +37,9 @@ def observe_plate(
     plate's own 4600-4660); planes are (n, n_pix) float32 or int32, the rest (n,). Truth that does not exist is NaN.
     line_flux sums a double line's peaks; line_fwhm and line_alpha are the brighter peak's; sn_median, line_peak and
     line_snr are those of the pixels asked for, and a line drawn by its S/N has it there. `oracle` adds what nobody can
-    know, (n, n_pix) each: `background`, the flux without noise and line, and `true_sigma` of the noise. Raises
-    ValueError for fibres or pixels out of range, kinds that add up to more than 1, or a basis without a sample of
-    galaxies.
+    know, (n, n_pix) each: `background`, the flux without noise and line, `line`, and `true_sigma` of the noise.
+    Raises ValueError for fibres or pixels out of range, kinds that add up to more than 1, or a basis without a sample
+    of galaxies.
     """
     fiberids = np.asarray(fiberids, dtype=np.int64)
     if fiberids.size and not (fiberids.min() >= 1 and fiberids.max() <= N_FIBRES):
@@ -120,7 +120,7 @@ def _observe(seed, plate, mjd, fiberids, settings, basis, conditions, first, n_p
         "model": simple,
     }
     if oracle:
-        columns |= {"background": flux - line, "true_sigma": true_sigma}
+        columns |= {"background": flux - line, "line": line, "true_sigma": true_sigma}
     columns["sn_median"] = np.median(columns["flux"] * np.sqrt(ivar), axis=1).astype(np.float64)
     return columns
 
