@@ -76,8 +76,8 @@ def oracle_snr(flux: np.ndarray, background: np.ndarray, sigma: np.ndarray, usab
 def true_snr(line: np.ndarray, sigma: np.ndarray, usable: np.ndarray) -> np.ndarray:
     """The mean S/N (n,) of a filter of the line's own shape against the true noise, on `usable` pixels.
 
-    line and sigma (n, n_pix); neighbouring pixels' noise is correlated by rho = NOISE_CORRELATION: with s = line / sigma
-    it is sum(s^2) / sqrt(sum(s^2) + 2 rho sum(s_i s_i+1)).
+    line and sigma (n, n_pix); neighbouring pixels' noise is correlated by rho = NOISE_CORRELATION: with
+    s = line / sigma it is sum(s^2) / sqrt(sum(s^2) + 2 rho sum(s_i s_i+1)).
     """
     s = np.where(usable, line / sigma, np.float32(0)).astype(np.float64)
     power = np.sum(s**2, axis=1)
@@ -166,7 +166,7 @@ def mixture(table: pd.DataFrame, evaluation: Evaluation, excess: float) -> np.nd
 
 
 def recall_at(lines: pd.DataFrame, free: pd.DataFrame, weights: np.ndarray, rate: float) -> dict[str, Any]:
-    """Per detector its threshold for the false-hit `rate` among `free`, and its recall within POSITION_PX of the `lines`
+    """Per detector its threshold for the false-hit `rate` among `free`, and its recall within POSITION_PX of `lines`
     whose peak falls on a usable pixel: by their true S/N, and as `..._reported` by that of the reported errors."""
     usable = lines[lines["visible"] & lines["scorable"]]
     of = {}
