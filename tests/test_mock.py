@@ -284,3 +284,9 @@ def test_masked_pixels_have_no_weight(basis, settings):
     assert 1e-4 < lost.mean() < 0.01
     assert (got["ivar"][lost] == 0).all() and (got["ivar"][~lost] > 0).all()
     assert ((got["or_mask"] & got["and_mask"]) == got["and_mask"]).all()
+
+
+def test_a_line_outside_the_pixels_asked_for_leaves_no_trace_and_no_gaps(basis, settings):
+    airglow = dataclasses.replace(settings, **dict.fromkeys(KINDS[1:], 0.0) | {"airglow": 1.0})
+    got = observe_plate(4, 21003, 57000, np.arange(1, 200), airglow, basis, 35798, 1192)
+    assert np.isfinite(got["flux"]).all() and np.isfinite(got["ivar"]).all() and (got["ivar"] >= 0).all()
