@@ -178,7 +178,7 @@ def _line_scale(targets: Objects, settings: Mock, u: np.ndarray, line: np.ndarra
             noise = variance[rows] + factor[rows, None].astype(np.float32) * added[rows] * line[rows]
             unit = np.sqrt(np.sum(line[rows] ** 2 / noise, axis=1, dtype=np.float64))
             wanted = low + (high - low) * u[rows]
-            # A line beyond the pixels asked for may leave a tail too faint for single precision there: it stays.
+            # Of a spike on lost pixels a tail may be left that is too faint for single precision: it stays as it is.
             factor[rows] = np.divide(wanted, unit, out=np.ones(len(rows)), where=unit > 1e-12)
     return factor
 
