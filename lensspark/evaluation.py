@@ -10,11 +10,11 @@ import pandas as pd
 
 from lensspark import schema
 from lensspark.config import Input
+from lensspark.metrics import rank_correlation, recall_by_snr, threshold_at
 from lensspark.spectrum import pixel
 
 KEY = [column.name for column in schema.KEY]
 POSITION_PX = 3.0  # a line is found if line_wave is this close
-SNR_EDGES = (4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, np.inf)
 LINE_KINDS = ("lya", "oii", "crosstalk", "airglow")  # kinds that have an emission line which is not the galaxy's own
 FALSE_HIT_RATES = (1e-3, 1e-4)
 DOUBLET_PX = 5.0  # truth has the brighter line of [OII], 3.25 px from the other; the filter centres on both
@@ -42,7 +42,8 @@ def evaluate(ledger: pd.DataFrame, truth: pd.DataFrame, threshold: float, settin
 
     `recall` is that of Lya lines: p_line above the threshold and line_wave within POSITION_PX of the truth. Lines
     under the mask of the galaxy's own lines or of sky lines cannot be found; they count in `recall_of_all` only.
-    `placed` is the share of usable lines with line_wave within POSITION_PX whatever their score.
+    `placed` is the share of usable lines with line_wave within POSITION_PX whatever their score; `rank_correlation`
+    is Spearman's, of the scores of all hits and their measured S/N.
     Line-free are all kinds without a foreign line; `kinds` gives the share of hits in each kind. Each is given at the
     run's threshold and at those where the line-free spectra have FALSE_HIT_RATES, if there are enough of them.
     Raises ValueError if the two tables share no scored spectrum.
@@ -54,11 +55,11 @@ def evaluate(ledger: pd.DataFrame, truth: pd.DataFrame, threshold: float, settin
         raise ValueError("no scored spectrum of the run is in the truth table; is it the truth of this survey?")
     table["offset_px"] = pixel(table["line_wave"]) - pixel(table["true_wave"].fillna(1.0))
     table["masked"] = _masked(table["true_wave"].to_numpy(), table["z_lens"].to_numpy(), settings)
-    free = np.sort(table.loc[~table["kind"].isin(LINE_KINDS), "p_line"].to_numpy())
+    free = table.loc[~table["kind"].isin(LINE_KINDS), "p_line"].to_numpy()
     points = {"configured": threshold}
     for rate in FALSE_HIT_RATES:
         if len(free) * rate >= 1:
-            points[f"false_hit_rate_{rate:g}"] = float(free[len(free) - 1 - int(len(free) * rate)])
+            points[f"false_hit_rate_{rate:g}"] = threshold_at(free, rate)
     return {
         "n_scored": len(table), "n_line_free": len(free), "n_lya": int((table["kind"] == "lya").sum()),
         "at": {name: _at(table, value) for name, value in points.items()},
@@ -81,12 +82,7 @@ def _at(table: pd.DataFrame, threshold: float) -> dict[str, Any]:
     lya, snr = (table["kind"] == "lya").to_numpy(), table["true_snr"].to_numpy()
     usable = lya & ~table["masked"].to_numpy()
     free = ~table["kind"].isin(LINE_KINDS).to_numpy()
-    bins = []
-    for low, high in zip(SNR_EDGES[:-1], SNR_EDGES[1:], strict=True):
-        chosen = usable & (snr >= low) & (snr < high)
-        if chosen.any():
-            bins.append({"snr": [low, None if np.isinf(high) else high], "n": int(chosen.sum()),
-                         "recall": round(float((hit & near)[chosen].mean()), 4)})
+    bins = recall_by_snr((hit & near)[usable], snr[usable])
     bright, all_bright = usable & (snr >= 8), lya & (snr >= 8)
     found = bright & hit & near
     kinds = {str(kind): {"n": int(chosen.sum()), "hits": int((hit & chosen).sum())} for kind, chosen in
@@ -96,6 +92,7 @@ def _at(table: pd.DataFrame, threshold: float) -> dict[str, Any]:
         "placed_snr_8": _share(near, bright),
         "recall_snr_8": _share(hit & near, bright), "recall_of_all_snr_8": _share(hit & near, all_bright),
         "false_hit_rate": _share(hit, free), "recall": bins,
+        "rank_correlation": round(rank_correlation(table["p_line"][hit], table["line_snr"][hit]), 4),
         "offset_px_rms": round(float(np.sqrt(np.mean(table["offset_px"][found] ** 2))), 3) if found.any() else None,
         "kinds": kinds,
     }
@@ -131,7 +128,7 @@ def evaluate_vetting(ledger: pd.DataFrame, truth: pd.DataFrame, settings: Input)
     found = {}
     for name, (members, counted) in groups.items():
         of = hit & counted
-        by = {cut.name: int(((veto & cut.bit) != 0)[of].sum()) for cut in CUTS}
+        by = {cut.name: int(((veto & int(cut.bit)) != 0)[of].sum()) for cut in CUTS}
         found[name] = {"n": int(members.sum()), "hits": int(of.sum()), "vetoed": int((of & (veto != 0)).sum()),
                        "by": {cut: n for cut, n in by.items() if n}}
     trusted = hit & (table["q_value"] <= Q_LIMIT)
@@ -165,7 +162,8 @@ def summary(figures: dict[str, Any]) -> str:
         lines.append(f"{name}: p_line > {at['threshold']:.6g}: recall of S/N >= 8 {at['recall_snr_8']} "
                      f"(masked lines included {at['recall_of_all_snr_8']}), false-hit rate {at['false_hit_rate']}, "
                      f"rms of position {at['offset_px_rms']} px, "
-                     f"within {POSITION_PX:g} px whatever the score {at['placed_snr_8']}")
+                     f"within {POSITION_PX:g} px whatever the score {at['placed_snr_8']}, "
+                     f"rank correlation of score and S/N {at['rank_correlation']}")
         lines.append("  recall by S/N: " + ", ".join(
             f"{b['snr'][0]:g}-{b['snr'][1] or '':} {b['recall']:.3f} ({b['n']})" for b in at["recall"]))
         lines.append("  hits by kind: " + ", ".join(

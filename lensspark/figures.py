@@ -67,7 +67,7 @@ def recovery(result: dict[str, Any], path: str | Path) -> None:
         bins = found["recall"]
         axis.errorbar(_centres(bins) + 0.06 * (i - len(result) / 2), [b["recall"] for b in bins],
                       [b["error"] for b in bins], fmt="o-", ms=4, label=f"{group} ({found['spectra']:,} spectra)",
-                      color="0.3" if group == "mock" else None, zorder=3 if group == "mock" else 2)
+                      color={"mock": "0.3", "mock sky": "0.65"}.get(group))
     axis.set(xlabel="S/N of the injected line", ylabel="recall within 3 px", ylim=(-0.02, 1.02))
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)

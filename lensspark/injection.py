@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 Z_RANGE, Z_TYPICAL = (0.05, 1.1), 0.55  # a spectrum outside is searched as a galaxy at the typical z_lens
+Z_NEARBY = 0.1  # below it galaxies are bright and resolved, and their own lines fill the window; none is searched
 QSO_LINES = (lines.LYA, lines.NV, lines.SIIV, lines.CIV, lines.HEII_1640, lines.CIII, lines.MGII[0])
 QSO_HALF_WIDTH = 8000.0  # km/s on each side of a quasar's own lines where nothing is injected
 EDGE_PX = 10
@@ -41,8 +42,9 @@ _COLUMNS = "group string, plate int, mjd int, fiberid int, line_snr double, visi
 
 
 def group_of(frame: pd.DataFrame) -> np.ndarray:
-    """sky, galaxy, qso or star, (n,) of a frame with class, objtype and zwarning."""
+    """sky, galaxy, nearby (galaxies at z < Z_NEARBY), qso or star, (n,) of a frame with class, z, objtype, zwarning."""
     kind = frame["class"].fillna("").str.strip().str.lower().to_numpy(dtype=object)
+    kind = np.where((kind == "galaxy") & (frame["z"] < Z_NEARBY), "nearby", kind)
     sky = (frame["objtype"].fillna("").str.strip().str.upper() == "SKY") | ((frame["zwarning"].fillna(0) % 2) == 1)
     return np.where(sky, "sky", kind)
 
@@ -139,7 +141,8 @@ def on_survey(spark: SparkSession, root: str, model: Model, settings: Config, ba
 def report(spark: SparkSession, root: str, model: Model, settings: Config) -> dict[str, Any]:
     """`recovery` of lines injected into the survey below `root` and into mock galaxies, and the spectra that are hits
     as they are: `hits` (at most SHOWN, highest score first), with the number of `searched` spectra of each group."""
-    injected = pd.concat([on_survey(spark, root, model, settings).toPandas(), on_mock(model, settings, 1000, 5)])
+    injected = pd.concat([on_survey(spark, root, model, settings).toPandas(),
+                          on_mock(model, settings, "mock", 1000, 5), on_mock(model, settings, "mock sky", 1000, 6)])
     bare = on_survey(spark, root, model, settings, bare=True).cache()
     hits = bare.where("found").orderBy("p_line", ascending=False).limit(SHOWN).toPandas()
     return {"threshold": settings.score.threshold, "recovery": recovery(injected),
@@ -194,18 +197,23 @@ def stack(frame: pd.DataFrame, n_pix: int) -> dict[str, np.ndarray]:
     return planes | numbers | {"z": np.where(np.isfinite(z), z, 0.0), "group": group_of(frame)}
 
 
-def on_mock(model: Model, settings: Config, n: int, seed: int) -> pd.DataFrame:
-    """`inject` of n clean mock galaxies, for comparison, `evaluation.injections` / 20 times each."""
+def on_mock(model: Model, settings: Config, group: str, n: int, seed: int) -> pd.DataFrame:
+    """`inject`, `evaluation.injections` / 20 times each, of n clean mock galaxies in the searched range of redshift, or
+    of n sky fibres if `group` is "mock sky"; for comparison."""
     from lensspark import inference
 
     first, n_pix = model.pixels
     score, parts = inference.scorer(model, settings), []
+    sky = group == "mock sky"
     for start in range(0, n, AT_ONCE):
         fibres = np.arange(start, min(start + AT_ONCE, n)) % 1000 + 1
-        spectra = observe_plate(seed, 7000 + start // 1000, 58100, fibres, only(settings), model.basis, first, n_pix)
-        chosen = spectra["z"] > settings.selection.z_min
+        kinds = only(settings, sky=1.0) if sky else only(settings)
+        spectra = observe_plate(seed, 7000 + start // 1000, 58100, fibres, kinds, model.basis, first, n_pix)
+        chosen = (spectra["z"] > settings.selection.z_min) | sky
         spectra = {name: values[chosen] for name, values in spectra.items()}
-        spectra["group"] = np.full(chosen.sum(), "mock")
+        spectra["group"] = np.full(chosen.sum(), group)
+        if sky:
+            spectra["z"] = np.full(len(spectra["z"]), Z_TYPICAL)
         for k in range(max(settings.evaluation.injections // 20, 1)):
             parts.append(inject(spectra, score, settings, first, np.random.default_rng([seed, start, k])))
     return pd.concat(parts, ignore_index=True)

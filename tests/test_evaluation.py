@@ -15,7 +15,7 @@ def tables(rows):
     key = {"plate": np.full(n, 1), "mjd": np.full(n, 55000), "fiberid": np.arange(n), "run2d": ["v5_7_0"] * n}
     kind, p_line, wave, snr, found = (list(column) for column in zip(*rows, strict=True))
     ledger = pd.DataFrame({**key, "p_line": np.array(p_line, float), "line_wave": np.array(found, float),
-                           "z_lens": np.full(n, 0.5)})
+                           "line_snr": 5 + 10 * np.array(p_line, float), "z_lens": np.full(n, 0.5)})
     truth = pd.DataFrame({**key, "kind": kind, "line_wave": np.array(wave, float), "line_snr": np.array(snr, float)})
     return ledger, truth
 
@@ -40,6 +40,7 @@ def test_counted_by_hand():
     assert at["placed_snr_8"] == pytest.approx(2 / 3, abs=1e-5)
     assert at["recall_of_all_snr_8"] == pytest.approx(2 / 4)
     assert at["false_hit_rate"] == pytest.approx(1 / 4)
+    assert at["rank_correlation"] == 1.0
     assert {tuple(b["snr"]): (b["n"], b["recall"]) for b in at["recall"]} == {(5.0, 6.0): (1, 1.0), (8.0, 10.0):
                                                                               (3, 0.3333)}
     assert at["kinds"]["oii"] == {"n": 1, "hits": 1} and at["offset_px_rms"] == pytest.approx(2.9, abs=0.01)

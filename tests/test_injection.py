@@ -65,9 +65,9 @@ def test_a_quasars_own_lines_are_left_out(settings):
 
 
 def test_groups_and_redshifts_of_what_is_searched():
-    frame = pd.DataFrame({"class": ["GALAXY", "QSO ", None, "STAR"], "objtype": ["GALAXY", None, "SKY", "GALAXY"],
-                          "zwarning": [0, 4, 0, 1]})
-    assert injection.group_of(frame).tolist() == ["galaxy", "qso", "sky", "sky"]
+    frame = pd.DataFrame({"class": ["GALAXY", "QSO ", None, "STAR", "GALAXY"], "zwarning": [0, 4, 0, 1, 0],
+                          "objtype": ["GALAXY", None, "SKY", "GALAXY", None], "z": [0.5, 2.0, 0.3, 0.0, 0.05]})
+    assert injection.group_of(frame).tolist() == ["galaxy", "qso", "sky", "sky", "nearby"]
     assert injection.search_redshift(np.array([0.5, 2.5, -1.0])).tolist() == [0.5, 0.55, 0.55]
 
 
