@@ -89,6 +89,13 @@ demo() {
   say "done; open the report: $PWD/$folder/run/report/index.html"
 }
 
+# run_tests VENV [ARGS]: two at a time, a file's tests together since they share what they make
+run_tests() {
+  local venv=$1
+  shift
+  "$venv/bin/python" -m pytest -n 2 --dist loadfile "$@"
+}
+
 package() {
   standard
   mkdir -p dist
@@ -134,8 +141,8 @@ command=${1:-}
 case $command in
   "") standard; say "ready: .venv/bin/python jobs/predict.py --help" ;;
   demo) demo ;;
-  test) standard; .venv/bin/python -m pytest "$@" ;;
-  newest) set_up .venv-newest conf/constraints-newest.txt plots,dev 11 12 13; .venv-newest/bin/python -m pytest "$@" ;;
+  test) standard; run_tests .venv "$@" ;;
+  newest) set_up .venv-newest conf/constraints-newest.txt plots,dev 11 12 13; run_tests .venv-newest "$@" ;;
   package) package ;;
   java) standard; find_java .venv ;;
   -h | --help | help) usage ;;

