@@ -1,10 +1,11 @@
 """Speed of each stage on one core, beside the limit that the machine sets, in one run.
 
-    python tests/benchmark.py [--spectra 2000]
+    python tests/benchmark.py [--spectra 2000] [--training DATA]
 
 Stages: reading the window of an spPlate and of lite files (limit: reading the same bytes or files), preparing the
 network's input, the network on each engine (limit: a large float32 matrix product on one thread, in the same
-floating-point operations), locating and measuring the line.
+floating-point operations), locating and measuring the line. With a training set also the training's: the feed (reading
+by petastorm, preparing), and what the network learns from when the feed is free (limit: six times the multiply-adds).
 """
 
 import os
@@ -79,9 +80,26 @@ def reading(settings):
     return spectra
 
 
+def learning(data, settings, flops_per_second, multiply_adds):
+    """Spectra per second of the training's feed on one core, and of the network's steps on all of them."""
+    from lensspark import feed, training
+
+    files, basis = feed.part_files(Path(data) / "train")[:12], Basis.load(resource("data/eigenbasis.npz"))
+    net = training.compiled(settings, feed.count_rows(files))
+    n_cells = net.output["heat"].shape[1]
+    n = sum(len(labels["line"]) for _, labels in feed.batches(files, settings, basis, n_cells, 1))  # and warm up
+    start = time.perf_counter()
+    batches = list(feed.batches(files, settings, basis, n_cells, 1))[:12]
+    row("feed of the training", n, time.perf_counter() - start)
+    seconds = best(lambda: [net.train_on_batch(*batch) for batch in batches], 3)
+    n = sum(len(labels["line"]) for _, labels in batches)
+    row("training step, all cores", n, seconds, 6 * n * multiply_adds / flops_per_second, "of the matrix product")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--spectra", type=int, default=2000, help="spectra that are scored per repeat")
+    parser.add_argument("--training", metavar="DATA", help="folder of build_training: measure the training as well")
     args = parser.parse_args()
     settings, model = config.load(), Model.named("default")
     print(f"{'stage':34s} {'spectra/s':>12s} {'us each':>10s} {'times':>8s}   the limit")
@@ -113,6 +131,8 @@ def main():
             "of the matrix product")
     heat, loglam0 = np.zeros((args.spectra, 298), np.float32), np.full(args.spectra, 3.5798)
     row("locate and measure", args.spectra, best(lambda: measure_line(prepared, heat, loglam0, 6.0)))
+    if args.training:
+        learning(args.training, settings, peak, counter.multiply_adds)
 
 
 if __name__ == "__main__":
