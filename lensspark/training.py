@@ -129,14 +129,16 @@ def judge(net: Any, files: list[str], settings: Config, basis: Basis, n_cells: i
 
 
 def measure(judged: dict[str, np.ndarray], settings: Config) -> dict[str, Any]:
-    """Figures of `judge`'s spectra: loss, and at p > 0.5 accuracy and completeness, as Li et al. (2018) give them;
-    recall by S/N at a false-hit rate of 1e-3; calibration error; rank correlation of the hits' scores with S/N."""
+    """Figures of `judge`'s spectra: loss, and at p > 0.5 accuracy and completeness, as Li et al. (2018) give them, the
+    last by S/N too; recall by S/N at a false-hit rate of 1e-3; calibration error; rank correlation of the hits' scores
+    with S/N."""
     logit, label, snr = (judged[key].astype(np.float64) for key in ("logit", "label", "snr"))
     line, p = label == 1, expit(logit)
     figures: dict[str, Any] = {
         "test_loss": float(np.mean(np.asarray(network.line_loss(settings.loss)(label, logit)))),
         "accuracy": float(np.mean((p > HIT) == line)),
         "completeness": float(np.mean(p[line] > HIT)),
+        "completeness_by_snr": metrics.recall_by_snr(p[line] > HIT, snr[line]),
         "false_hits": float(np.mean(p[~line] > HIT)),
         "calibration_error": metrics.calibration_error(label, p),
         "rank_correlation": metrics.rank_correlation(logit[line & (p > HIT)], snr[line & (p > HIT)]),

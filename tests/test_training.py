@@ -198,3 +198,14 @@ def test_the_data_describe_themselves(data):
     facts = json.loads((data / "data.json").read_text())
     assert facts["counts"]["train"] == len(read(data, "train")) and facts["n_pix"] == 1192
     assert isinstance(read(data, "train"), pd.DataFrame) and wavelength(facts["first_pixel"]) >= 3800
+
+
+def test_figures_are_those_counted_by_hand(settings):
+    judged = {"logit": np.array([3.0, -1, 2, 0.1, -4]), "label": np.array([1, 1, 1, 0, 0]),
+              "snr": np.array([9.0, 9, 5, np.nan, np.nan]), "placed": np.array([True, False, True, False, False])}
+    figures = training.measure(judged, settings)
+    assert figures["accuracy"] == pytest.approx(3 / 5) and figures["completeness"] == pytest.approx(2 / 3)
+    assert figures["false_hits"] == pytest.approx(1 / 2) and figures["placed_8"] == pytest.approx(1 / 2)
+    bins = [(b["snr"][0], b["n"], b["recall"]) for b in figures["completeness_by_snr"]]
+    assert bins == [(5.0, 1, 1.0), (8.0, 2, 0.5)]
+    assert "recall" not in figures, "two spectra cannot have a false-hit rate of 1e-3"
