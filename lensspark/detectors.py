@@ -1,9 +1,10 @@
 """Detectors side by side on the same spectra: the network, the classical matched filter, and an oracle.
 
 The matched filter is that of Shu et al. (2016): the highest S/N of a Gaussian of 2.2 px on the residual of the galaxy's
-fit, with the errors of each spectrum enlarged where its residuals scatter more than they promise. It gets the network's
-own fit and masks, which are better than the published ones. The oracle is the physical limit: it filters with the
-line's own width, and knows the noise and everything else in the spectrum; only the place and the noise are unknown.
+fit, with the errors enlarged where residuals scatter more than they promise, at some wavelengths and in each spectrum.
+It gets the network's own fit and masks, which are better than the published ones. The oracle knows continuum, errors
+and the line's width, as a Gaussian's; only the place and the noise are unknown. (A filter of the very profile that also
+knows how neighbouring pixels are correlated would be a little better still.)
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from scipy.ndimage import median_filter
 
 from lensspark import figures, matched_filter, metrics
 from lensspark.config import Config, Evaluation, Mock, resource
@@ -38,6 +40,7 @@ MJD = 58000  # of the mock nights; no other mock survey has it
 DETECTORS = ("p_line", "matched_filter", "oracle")
 COLUMNS = ("kind", "z", "line_snr", "true_snr", "line_at", "visible", "scorable",
            *(part for name in DETECTORS for part in (name, f"{name}_at")))
+NIGHT_PX = 101
 WIDTHS = np.geomspace(0.9, 9.0, 13)  # px: sigma of the oracle's filters, 21 % apart
 FIBRES_AT_ONCE = 500
 
@@ -57,6 +60,17 @@ def error_factor(residual: np.ndarray, ivar: np.ndarray) -> np.ndarray:
     pull[empty] = 0.0
     low, high = np.nanquantile(pull, (0.025, 0.975), axis=1)
     return np.maximum((high - low) / 4, 1.0)
+
+
+def night_factor(residual: np.ndarray, ivar: np.ndarray) -> np.ndarray:
+    """(n_pix,) by how much the scatter of a plate's residuals, in units of their errors, exceeds that of the NIGHT_PX
+    around, at least 1: at the night sky's lines (Shu et al. 2016; they take the plate's sky fibres, here all n)."""
+    pull = np.where(ivar > 0, residual * np.sqrt(ivar), np.nan)
+    rows = np.isfinite(pull).sum(axis=0) > 1
+    scatter = np.ones(pull.shape[1])
+    low, high = np.nanquantile(pull[:, rows], (0.16, 0.84), axis=0)
+    scatter[rows] = (high - low) / 2
+    return np.maximum(scatter / median_filter(scatter, NIGHT_PX, mode="nearest"), 1.0)
 
 
 def oracle_snr(flux: np.ndarray, background: np.ndarray, sigma: np.ndarray, usable: np.ndarray, width: np.ndarray
@@ -104,11 +118,11 @@ def compare(mock: dict[str, np.ndarray], score: Callable, settings: Config, firs
     prepared, p_line, heat = score(mock["flux"], mock["ivar"], mock["and_mask"], mock["z"])
     found = measure_line(prepared, heat, mock["loglam0"], settings.vetting.min_line_snr)
     classical, classical_at = classical_search(prepared)
-    lsf = mock["wdisp"].mean(axis=1)
-    oracle, oracle_at = oracle_snr(mock["flux"], mock["background"], mock["true_sigma"], prepared.ivar > 0,
-                                   seen_width(mock["line_fwhm"], lsf, rng))
     at = pixel(np.where(np.isnan(mock["line_wave"]), 4000.0, mock["line_wave"])) - first
     nearest = np.clip(np.rint(at).astype(int), 0, prepared.ivar.shape[1] - 1)
+    lsf = mock["wdisp"][np.arange(len(nearest)), nearest]
+    oracle, oracle_at = oracle_snr(mock["flux"], mock["background"], mock["true_sigma"], prepared.ivar > 0,
+                                   seen_width(mock["line_fwhm"], lsf, rng))
     return pd.DataFrame({
         "kind": mock["kind"], "z": mock["z"], "line_snr": mock["line_snr"],
         "true_snr": true_snr(mock["line"], mock["true_sigma"], prepared.ivar > 0), "line_at": at,
@@ -120,9 +134,10 @@ def compare(mock: dict[str, np.ndarray], score: Callable, settings: Config, firs
 
 
 def classical_search(prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
-    """The matched filter's S/N of each spectrum and its pixel, (n,) each."""
-    value, at = highest(matched_filter.snr(prepared.residual, prepared.ivar), prepared.ivar)
-    return value / error_factor(prepared.residual, prepared.ivar), at
+    """The matched filter's S/N of each spectrum of one plate and its pixel, (n,) each."""
+    ivar = (prepared.ivar / night_factor(prepared.residual, prepared.ivar) ** 2).astype(np.float32)
+    value, at = highest(matched_filter.snr(prepared.residual, ivar), ivar)
+    return value / error_factor(prepared.residual, ivar), at
 
 
 def on_mock_plates(spark: SparkSession, model: Model, settings: Config, mock: Mock, basis: Basis, plates: list[int],
@@ -258,4 +273,9 @@ def _rows(at: dict[str, Any], suffix: str, title: str) -> list[str]:
         cells = "".join(f"{b['recall']:9.3f}" for b in found[f"recall{suffix}"])
         lines.append(f"  {name:16}{cells}{found[f'recall_6_8{suffix}']:9.3f}{found[f'recall_8{suffix}']:9.3f}   "
                      f"{found['threshold']:.6g}")
+    limit = [b["recall"] for b in at["oracle"][f"recall{suffix}"]]
+    for name, label in (("p_line", "network / oracle"), ("matched_filter", "filter / oracle")):
+        recall = [b["recall"] for b in at[name][f"recall{suffix}"]]
+        lines.append(f"  {label:16}" + "".join(f"{r / best if best else np.nan:9.3f}"
+                                               for r, best in zip(recall, limit, strict=True)))
     return lines

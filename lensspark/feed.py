@@ -79,7 +79,7 @@ def learnable(group: dict[str, np.ndarray], settings: Config, basis: Basis, n_ce
     rows = np.flatnonzero(prepared.scorable & (visible | (label == 0)))
     cells = np.zeros((len(rows), n_cells), np.float32)
     lines = np.flatnonzero(label[rows] == 1)
-    cell = np.clip(line_pixel[rows][lines] * n_cells / n_pix, 0, n_cells - 1).astype(int)
+    cell = np.clip((line_pixel[rows][lines] + 0.5) * n_cells / n_pix, 0, n_cells - 1).astype(int)
     for beside, value in ((-1, -1), (1, -1), (0, 1)):
         cells[lines, np.clip(cell + beside, 0, n_cells - 1)] = value
     return prepared.channels[rows].transpose(0, 2, 1), label[rows], cells, rows

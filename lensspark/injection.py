@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
 
 from lensspark import figures, lines, metrics, schema
 from lensspark.config import Config
@@ -23,7 +24,7 @@ from lensspark.locate import measure_line, ranked
 from lensspark.mock import observe_plate, profiles
 from lensspark.mock.instrument import with_light
 from lensspark.model import Model
-from lensspark.spectrum import pixel, prepare, wavelength
+from lensspark.spectrum import pixel, prepare, usable_ivar, wavelength
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -35,7 +36,8 @@ QSO_HALF_WIDTH = 8000.0  # km/s on each side of a quasar's own lines where nothi
 EDGE_PX = 10
 DEFAULT_LSF = 1.1  # px, where a file has no dispersion
 AT_ONCE = 512
-SHOWN = 300  # hits that are listed and drawn
+SHOWN = 60  # hits of each group that are listed and drawn
+MOCK_TIMES = 5  # a mock galaxy gets a line this many times less often than a real spectrum
 KEY = tuple(column.name for column in schema.KEY if column.name != "run2d")
 _COLUMNS = "group string, plate int, mjd int, fiberid int, line_snr double, visible boolean, found boolean, " \
            "p_line double, line_wave double, snr double"
@@ -55,31 +57,37 @@ def search_redshift(z: np.ndarray) -> np.ndarray:
     return np.where((z > low) & (z < high), z, Z_TYPICAL)
 
 
-def draw_lines(settings: Config, z: np.ndarray, group: np.ndarray, first: int, n_pix: int, rng: np.random.Generator
+def deviates(spectra: dict[str, np.ndarray], k: int) -> np.ndarray:
+    """(n, 6) uniform deviates of the k-th injection, from each spectrum's plate, mjd and fiberid alone."""
+    keys = zip(*(spectra[name].tolist() for name in ("plate", "mjd", "fiberid")), strict=True)
+    return np.array([np.random.default_rng([k, *key]).random(6) for key in keys])
+
+
+def draw_lines(settings: Config, z: np.ndarray, group: np.ndarray, first: int, n_pix: int, u: np.ndarray
                ) -> dict[str, np.ndarray]:
-    """One line for each of n spectra: wave [A], fwhm [km/s], alpha, snr by [mock] and evaluation.injected_snr; `own` is
-    where it falls on a quasar's own lines or into its Lya forest."""
-    n = len(z)
-    wave = wavelength(first + rng.uniform(EDGE_PX, n_pix - EDGE_PX, n))
+    """One line for each of n spectra from `deviates` u: wave [A], fwhm [km/s], alpha, snr by [mock] and
+    evaluation.injected_snr; `own` is where it falls on a quasar's own lines or into its Lya forest."""
+    wave = wavelength(first + EDGE_PX + (n_pix - 2 * EDGE_PX) * u[:, 0])
     mean, scatter = settings.mock.line_fwhm
-    fwhm = np.maximum(np.abs(mean + scatter * ndtri(rng.uniform(1e-9, 1, n))),
-                      lines.LIGHT_KMS * settings.mock.min_line_fwhm / wave)
-    alpha = np.where(rng.random(n) < settings.mock.symmetric, 0.0, 8.0 * rng.random(n))
+    too_narrow = ndtr((lines.LIGHT_KMS * settings.mock.min_line_fwhm / wave - mean) / scatter)
+    fwhm = mean + scatter * ndtri(too_narrow + (1 - too_narrow) * u[:, 1])
+    alpha = np.where(u[:, 2] < settings.mock.symmetric, 0.0, 8.0 * u[:, 3])
+    low, high = settings.evaluation.injected_snr
     rest = wave / (1 + z)
-    own = np.zeros(n, bool)
+    own = rest < lines.LYA
     for line in QSO_LINES:
         own |= np.abs(rest / line - 1) * lines.LIGHT_KMS < QSO_HALF_WIDTH
-    own |= rest < lines.LYA
-    return {"wave": wave, "fwhm": fwhm, "alpha": alpha, "snr": rng.uniform(*settings.evaluation.injected_snr, n),
+    return {"wave": wave, "fwhm": fwhm, "alpha": alpha, "snr": low + (high - low) * u[:, 4],
             "own": own & (group == "qso")}
 
 
-def inject(spectra: dict[str, np.ndarray], score: Callable, settings: Config, first: int, rng: np.random.Generator,
+def inject(spectra: dict[str, np.ndarray], score: Callable, settings: Config, first: int, k: int = 0,
            bare: bool = False) -> pd.DataFrame:
-    """One row per spectrum of `spectra` (group, z, KEY, flux, ivar, and_mask, wdisp, loglam0) with one line injected,
-    or none if `bare`: what the search makes of it. A line on a quasar's own lines is not visible."""
+    """One row per spectrum of `spectra` (group, z, KEY, flux, ivar, and_mask, wdisp, loglam0) with the k-th line
+    injected, or none if `bare`: what the search makes of it. The line's S/N is that of the pixels that the mask bits
+    leave, by the reported errors. A line on a quasar's own lines is not visible."""
     flux, ivar, n_pix = spectra["flux"], spectra["ivar"], spectra["flux"].shape[1]
-    line = draw_lines(settings, spectra["z"], spectra["group"], first, n_pix, rng)
+    line = draw_lines(settings, spectra["z"], spectra["group"], first, n_pix, deviates(spectra, k))
     at = pixel(line["wave"]) - first
     nearest = np.clip(np.rint(at).astype(int), 0, n_pix - 1)
     rows = np.arange(len(flux))
@@ -88,7 +96,9 @@ def inject(spectra: dict[str, np.ndarray], score: Callable, settings: Config, fi
         lsf = np.where((lsf > 0) & np.isfinite(lsf), lsf, DEFAULT_LSF)
         shape = np.zeros_like(flux, dtype=np.float32)
         profiles.add_lines(shape, rows, line["wave"], np.ones(len(flux)), line["fwhm"], line["alpha"], lsf, first)
-        unit = np.sqrt(np.einsum("np,np,np->n", shape, shape, np.maximum(ivar, 0), dtype=np.float64))
+        bits_alone = replace(settings.input, sky_lines=(), lens_lines=())
+        usable = usable_ivar(ivar, spectra["and_mask"], spectra["z"], bits_alone, first)
+        unit = np.sqrt(np.einsum("np,np,np->n", shape, shape, usable, dtype=np.float64))
         amount = np.divide(line["snr"], unit, out=np.zeros(len(flux)), where=unit > 0)
         shape *= amount.astype(np.float32)[:, None]
         flux, ivar = with_light(flux, ivar, shape, wavelength(first + np.arange(n_pix)))
@@ -131,23 +141,27 @@ def on_survey(spark: SparkSession, root: str, model: Model, settings: Config, ba
         score = inference.scorer(Model(files).verified(), settings)
         for batch in batches:
             spectra = stack(batch, n_pix)
-            seeds = [int(batch[name].sum()) for name in ("plate", "mjd", "fiberid")]
             for k in range(times):
-                yield inject(spectra, score, settings, first, np.random.default_rng([k, *seeds]), bare)
+                yield inject(spectra, score, settings, first, k, bare)
 
     return read_survey(spark, root, model, settings).mapInPandas(run, _COLUMNS)
 
 
 def report(spark: SparkSession, root: str, model: Model, settings: Config) -> dict[str, Any]:
     """`recovery` of lines injected into the survey below `root` and into mock galaxies, and the spectra that are hits
-    as they are: `hits` (at most SHOWN, highest score first), with the number of `searched` spectra of each group."""
+    as they are: `hits` (at most SHOWN of each group, highest score first), with the number of `searched` spectra."""
+    from pyspark.sql import Window
+    from pyspark.sql import functions as F
+
     injected = pd.concat([on_survey(spark, root, model, settings).toPandas(),
                           on_mock(model, settings, "mock", 1000, 5), on_mock(model, settings, "mock sky", 1000, 6)])
     bare = on_survey(spark, root, model, settings, bare=True).cache()
-    hits = bare.where("found").orderBy("p_line", ascending=False).limit(SHOWN).toPandas()
+    best = Window.partitionBy("group").orderBy(F.desc("p_line"), *KEY)
+    hits = bare.where("found").withColumn("place", F.row_number().over(best)).where(F.col("place") <= SHOWN).toPandas()
+    hits = hits.sort_values(["group", "place"])
     return {"threshold": settings.score.threshold, "recovery": recovery(injected),
             "searched": {row["group"]: row["count"] for row in bare.groupBy("group").count().collect()},
-            "hits": hits.drop(columns=["line_snr", "visible", "found"]).to_dict("records")}
+            "hits": hits.drop(columns=["line_snr", "visible", "found", "place"]).to_dict("records")}
 
 
 def hit_panels(spark: SparkSession, root: str, model: Model, settings: Config, hits: list[dict[str, Any]]
@@ -198,8 +212,8 @@ def stack(frame: pd.DataFrame, n_pix: int) -> dict[str, np.ndarray]:
 
 
 def on_mock(model: Model, settings: Config, group: str, n: int, seed: int) -> pd.DataFrame:
-    """`inject`, `evaluation.injections` / 20 times each, of n clean mock galaxies in the searched range of redshift, or
-    of n sky fibres if `group` is "mock sky"; for comparison."""
+    """`inject`, `evaluation.injections` / MOCK_TIMES times each, of the clean mock galaxies among n in the searched
+    range of redshift, or of n sky fibres if `group` is "mock sky"; for comparison."""
     from lensspark import inference
 
     first, n_pix = model.pixels
@@ -214,8 +228,8 @@ def on_mock(model: Model, settings: Config, group: str, n: int, seed: int) -> pd
         spectra["group"] = np.full(chosen.sum(), group)
         if sky:
             spectra["z"] = np.full(len(spectra["z"]), Z_TYPICAL)
-        for k in range(max(settings.evaluation.injections // 20, 1)):
-            parts.append(inject(spectra, score, settings, first, np.random.default_rng([seed, start, k])))
+        for k in range(max(settings.evaluation.injections // MOCK_TIMES, 1)):
+            parts.append(inject(spectra, score, settings, first, k))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -232,11 +246,15 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def recovery(table: pd.DataFrame) -> dict[str, Any]:
-    """Recall of visible injected lines by S/N for each group, with its binomial error."""
+    """Recall of visible injected lines by S/N for each group, with its standard error; lines in the same spectrum share
+    its noise, so that spectra are counted, not lines."""
     result: dict[str, Any] = {}
     for group, rows in table[table["visible"]].groupby("group"):
         bins = metrics.recall_by_snr(rows["found"].to_numpy(), rows["line_snr"].to_numpy())
         for b in bins:
-            b["error"] = round(float(np.sqrt(max(b["recall"] * (1 - b["recall"]), 1e-4) / b["n"])), 4)
+            low, high = b["snr"]
+            inside = rows[rows["line_snr"].between(low, high or np.inf, inclusive="left")]
+            excess = (inside["found"] - b["recall"]).groupby([inside[name] for name in KEY]).sum()
+            b["error"] = round(float(np.sqrt((excess**2).sum())) / b["n"], 4)
         result[str(group)] = {"spectra": len(rows[list(KEY)].drop_duplicates()), "recall": bins}
     return result

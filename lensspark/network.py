@@ -93,7 +93,9 @@ class KerasOps:
         if name not in self.dense_layers:
             # Of 298 cells one has the line at most: begin at that rarity instead of learning it.
             rare = initializers.Constant(-4.0) if name == "heat" else "zeros"
-            self.dense_layers[name] = layers.Dense(width, name=name, bias_initializer=rare)
+            # Logits in bf16 have eight bits: scores would tie.
+            dtype = "float32" if width == 1 else None
+            self.dense_layers[name] = layers.Dense(width, name=name, bias_initializer=rare, dtype=dtype)
         return self.dense_layers[name](x)
 
     def pool(self, x: Any) -> Any:
@@ -243,8 +245,8 @@ def line_loss(settings: Loss):
             return entropy
         missed = ops.sigmoid(logits * (1 - 2 * labels))  # 1 - p_t
         weight = settings.alpha * labels + (1 - settings.alpha) * (1 - labels)
-        exponent = settings.gamma if settings.kind == "focal" else labels
-        return weight * missed**exponent * entropy
+        factor = missed**settings.gamma if settings.kind == "focal" else labels * missed + 1 - labels
+        return weight * factor * entropy
 
     return loss
 

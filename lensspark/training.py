@@ -38,15 +38,18 @@ def train(data: str | Path, out: str | Path, settings: Config, basis: Path, name
     """Train on DATA/train, watch DATA/validation, measure DATA/test, and save the model in `out`.
 
     A set without a validation split (training.validation_plates = 0) is watched on its test split: nothing is chosen
-    by what is seen there. Raises ValueError if `out` holds something and `resume` is not asked for, or holds a run
-    with other settings.
+    by what is seen there, and it cannot be calibrated. Raises ValueError if `out` holds something and `resume` is not
+    asked for, or holds a run with other settings, or if there is nothing to calibrate on.
     """
     import keras
 
     warnings.filterwarnings("ignore", module="keras")  # that a finite dataset ends, after every epoch
     data, out = Path(data), Path(out)
     files, eigenbasis = part_files(data / "train"), Basis.load(basis)
-    watched = part_files(data / ("validation" if (data / "validation").exists() else "test"))
+    validated = (data / "validation").exists()
+    watched = part_files(data / ("validation" if validated else "test"))
+    if settings.training.calibrate and not validated:
+        raise ValueError(f"{data}: no validation plates to calibrate on; expected some, or training.calibrate=false")
     fingerprint = _fingerprint(data, settings, basis)
     net = compiled(settings, count_rows(files))
     n_cells = net.output["heat"].shape[1]
@@ -138,7 +141,8 @@ def measure(judged: dict[str, np.ndarray], settings: Config) -> dict[str, Any]:
         "test_loss": float(np.mean(np.asarray(network.line_loss(settings.loss)(label, logit)))),
         "accuracy": float(np.mean((p > HIT) == line)),
         "completeness": float(np.mean(p[line] > HIT)),
-        "completeness_by_snr": metrics.recall_by_snr(p[line] > HIT, snr[line]),
+        "completeness_by_snr": metrics.recall_by_snr(p[line] > HIT, snr[line], (0.0, 2.0, 3.0, *metrics.SNR_EDGES)),
+        "purity": float(np.mean(line[p > HIT])) if (p > HIT).any() else float("nan"),
         "false_hits": float(np.mean(p[~line] > HIT)),
         "calibration_error": metrics.calibration_error(label, p),
         "rank_correlation": metrics.rank_correlation(logit[line & (p > HIT)], snr[line & (p > HIT)]),

@@ -51,6 +51,14 @@ def test_errors_are_enlarged_by_their_scatter_and_never_made_smaller():
     assert detectors.error_factor(residual, np.zeros_like(residual)).tolist() == [1.0, 1.0, 1.0]
 
 
+def test_errors_are_enlarged_where_the_night_sky_scatters():
+    residual = RNG.normal(size=(400, 1000)) * np.where(np.arange(1000) % 200 == 100, 3.0, 1.2)
+    ivar = np.ones_like(residual)
+    ivar[:, 500] = 0
+    factor = detectors.night_factor(residual, ivar)
+    assert factor[[100, 300, 700]] == pytest.approx(2.5, rel=0.2) and np.median(factor) < 1.03 and factor[500] == 1
+
+
 def test_masked_pixels_are_never_the_highest():
     snr, ivar = np.array([[1.0, 9.0, 3.0]]), np.array([[1.0, 0.0, 1.0]])
     assert [x.item() for x in detectors.highest(snr, ivar)] == [3.0, 2]

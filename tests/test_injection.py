@@ -9,6 +9,7 @@ from lensspark.locate import measure_line
 from lensspark.spectrum import Prepared, pixel
 
 N, N_PIX, FIRST = 200, 1192, 35798
+DRAWS = np.random.default_rng(0).random((N, 6))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ class Scorer:
 
 def test_lines_have_the_signal_to_noise_that_was_drawn_and_are_found_there(settings):
     score = Scorer()
-    table = injection.inject(flat(), score, settings, FIRST, np.random.default_rng(1))
+    table = injection.inject(flat(), score, settings, FIRST)
     snr = np.sqrt((score.flux.astype(float) ** 2 * 4.0).sum(axis=1))
     np.testing.assert_allclose(snr, table["line_snr"], rtol=1e-4)
     assert table["line_snr"].between(8, 12).all() and table["visible"].all() and table["found"].mean() > 0.99
@@ -45,23 +46,23 @@ def test_lines_have_the_signal_to_noise_that_was_drawn_and_are_found_there(setti
 
 def test_bare_spectra_stay_as_they_are(settings):
     score, spectra = Scorer(), flat()
-    table = injection.inject(spectra, score, settings, FIRST, np.random.default_rng(1), bare=True)
+    table = injection.inject(spectra, score, settings, FIRST, bare=True)
     assert np.array_equal(score.flux, spectra["flux"]) and table["line_snr"].isna().all()
 
 
 def test_negative_errors_and_missing_dispersions_do_no_harm(settings):
     bad = flat(wdisp=np.zeros((N, N_PIX), "f4"), ivar=np.full((N, N_PIX), -1.0, "f4"))
-    table = injection.inject(bad, Scorer(), settings, FIRST, np.random.default_rng(1))
+    table = injection.inject(bad, Scorer(), settings, FIRST)
     assert not table["visible"].any()
 
 
 def test_a_quasars_own_lines_are_left_out(settings):
     qso = np.full(N, "qso", dtype=object)
-    line = injection.draw_lines(settings, np.full(N, 2.3), qso, FIRST, N_PIX, np.random.default_rng(0))
+    line = injection.draw_lines(settings, np.full(N, 2.3), qso, FIRST, N_PIX, DRAWS)
     forest = line["wave"] < 1215.67 * 3.3
     assert line["own"][forest].all() and not line["own"].all()
     assert not injection.draw_lines(settings, np.full(N, 2.3), np.full(N, "star"), FIRST, N_PIX,
-                                    np.random.default_rng(0))["own"].any()
+                                    DRAWS)["own"].any()
 
 
 def test_groups_and_redshifts_of_what_is_searched():
@@ -76,11 +77,41 @@ def test_recovery_counts_visible_lines_alone():
                           "visible": [True, True, True, False], "found": [True, False, True, False]})
     star = injection.recovery(table)["star"]
     assert star["spectra"] == 2 and star["recall"][0]["recall"] == pytest.approx(0.6667, abs=1e-4)
+    assert star["recall"][0]["error"] == pytest.approx(np.hypot(1 / 3, 1 / 3) / 3, abs=1e-3)  # of 1, 0 | 1
 
 
 def test_the_measured_place_is_the_injected_one(settings):
     score = Scorer()
-    table = injection.inject(flat(), score, settings, FIRST, np.random.default_rng(5))
+    table = injection.inject(flat(), score, settings, FIRST)
     prepared, _, heat = score(score.flux, flat()["ivar"], None, None)
     found = measure_line(prepared, heat, flat()["loglam0"], 6.0)
+    injected = injection.draw_lines(settings, np.zeros(N), np.full(N, "star"), FIRST, N_PIX,
+                                    injection.deviates(flat(), 0))["wave"]
+    assert np.abs(pixel(found["line_wave"]) - pixel(injected)).max() < 1.5  # skewed lines
     assert np.allclose(pixel(found["line_wave"]), pixel(table["line_wave"]))
+
+
+def test_lines_depend_on_the_spectrum_and_the_count_alone():
+    some = {name: values[50:60] for name, values in flat().items()}
+    assert np.array_equal(injection.deviates(some, 3), injection.deviates(flat(), 3)[50:60])
+    assert not np.isclose(injection.deviates(some, 3), injection.deviates(some, 4)).any()
+
+
+def test_flagged_pixels_do_not_count_in_the_signal_to_noise(settings):
+    flagged = np.zeros((N, N_PIX), "i4")
+    flagged[:, ::2] = 1 << settings.input.bad_pixel_bits[0]
+    first, second = Scorer(), Scorer()
+    plain = injection.inject(flat(), first, settings, FIRST)
+    half = injection.inject(flat(and_mask=flagged), second, settings, FIRST)
+    assert np.allclose(plain["line_snr"], half["line_snr"])
+    ratio = second.flux.max(axis=1) / first.flux.max(axis=1)
+    assert np.median(ratio) == pytest.approx(np.sqrt(2), rel=0.1), "half of the pixels need twice the power"
+
+
+def test_widths_are_a_normal_distributions_above_the_limit(settings):
+    u = np.random.default_rng(3).random((20_000, 6))
+    line = injection.draw_lines(settings, np.zeros(len(u)), np.full(len(u), "star"), FIRST, N_PIX, u)
+    mean, scatter = settings.mock.line_fwhm
+    assert np.median(line["fwhm"]) == pytest.approx(mean, rel=0.03)
+    assert (line["fwhm"] * line["wave"] / 299792.458 >= settings.mock.min_line_fwhm * 0.999).all()
+    assert np.mean(line["fwhm"] < mean - scatter) == pytest.approx(0.15, abs=0.02)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lensspark import config, lines, matched_filter, schema
-from lensspark.mock import instrument, observe_plate, profiles
+from lensspark.mock import instrument, objects, observe_plate, profiles
 from lensspark.mock.objects import KINDS
 from lensspark.spectrum import pixel, wavelength
 
@@ -189,6 +189,27 @@ def test_profiles_conserve_flux_and_peak_where_they_should(alpha):
     assert abs(np.argmax(spectrum[0]) - 100) <= 1
     mean = np.average(np.arange(200), weights=spectrum[0])
     assert (mean - 100.3 > 0.3) == (alpha > 0)  # the red tail
+
+
+def test_broad_lines_have_no_edges():
+    spectrum, grid = np.zeros((1, 1192)), wavelength(35798 + np.arange(1192))
+    profiles.add_lines(spectrum, np.array([0]), np.array([wavelength(36400.0)]), np.array([50.0]),
+                       np.array([9000.0]), np.array([0.0]), np.array([1.1]), 35798)
+    assert np.sum(spectrum[0] * grid * 1e-4 * np.log(10)) == pytest.approx(50, rel=1e-3)
+    assert np.abs(np.diff(spectrum[0])).max() < 0.02 * spectrum.max()
+
+
+def test_lines_outside_the_limits_are_drawn_again_until_they_are_inside():
+    limited = config.load(settings=["mock.min_line_peak=1.5", "mock.line_fwhm=[300,200]"]).mock
+    u, v = np.random.default_rng(4).random((2, 40_000))
+    flux, fwhm = objects._flux_and_width(np.full(len(u), 4200.0), u, v, limited)
+    rng = np.random.default_rng(5)  # plain rejection
+    all_flux, all_fwhm = objects._line_flux(rng.random(400_000), limited), rng.normal(300, 200, 400_000)
+    angstrom = all_fwhm * 4200 / lines.LIGHT_KMS
+    kept = (angstrom >= 0.5) & (0.9394 * all_flux / np.maximum(angstrom, 1e-9) >= 1.5)
+    for q in (0.1, 0.5, 0.9):
+        assert np.quantile(flux, q) == pytest.approx(np.quantile(all_flux[kept], q), rel=0.03)
+        assert np.quantile(fwhm, q) == pytest.approx(np.quantile(all_fwhm[kept], q), rel=0.03)
 
 
 def test_lines_are_as_wide_as_the_instrument_makes_them():

@@ -110,6 +110,17 @@ def test_losses_stay_finite():
         assert np.isfinite(loss(np.array([0.0, 1.0, 0.0, 1.0]), np.array([80.0, 80.0, -80.0, -80.0]))).all()
 
 
+def test_losses_have_gradients_everywhere():
+    tf = pytest.importorskip("tensorflow", reason="needs the extra `train`")
+    labels = np.array([0.0, 1.0, 0.0, 1.0], "f4")
+    for kind in ("cross_entropy", "focal", "literal"):
+        loss = network.line_loss(config.load([], [f"loss.kind={kind}"]).loss)
+        logits = tf.Variable(np.array([200.0, 200.0, -200.0, -200.0], "f4"))
+        with tf.GradientTape() as tape:
+            total = tf.reduce_sum(loss(labels, logits))
+        assert np.isfinite(tape.gradient(total, logits)).all(), kind
+
+
 def test_position_loss_leaves_cells_out():
     pytest.importorskip("keras", reason="needs the extra `train`")
     logits = np.array([[5.0, 0.0, -1.0]])

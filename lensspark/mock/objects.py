@@ -34,7 +34,6 @@ _FLUORESCENT = ((lines.MGII[0], 0.12), (lines.MGII[1], 0.08), *((rest, 0.03) for
 _MGII_FWHM = 1500.0  # km/s
 _BROAD_FWHM = (2000.0, 9000.0)  # km/s, lines of a nucleus or a quasar beside the galaxy
 _LINE_TRIES = 24  # draws of a Lya line, of which the first that keeps to the limits is taken
-_ROTATIONS = (0.7548776662466927, 0.5698402909980532)  # of the R2 low-discrepancy sequence (Roberts 2018)
 _OII = float(np.mean(lines.OII))
 
 # Redshift quantiles of LOWZ + CMASS; `draw` has the mean i magnitude with redshift (of Cao et al. 2020's lenses).
@@ -259,17 +258,28 @@ def _flux_and_width(wave: np.ndarray, u: np.ndarray, v: np.ndarray, settings: Mo
     """Flux and intrinsic FWHM [km/s] of Gaussian draws that keep to min_line_fwhm [A] and min_line_peak.
 
     Draws outside the limits are drawn again (Li et al. 2018 select their artificial lines so); the peak is that of
-    the line before the spectrograph. Uniform deviates u and v (n,) start a low-discrepancy sequence of draws each.
+    the line before the spectrograph. The uniform deviates u and v (n,) are the first draw and seed all further ones.
     """
-    tries = np.arange(_LINE_TRIES)[:, None]
-    flux = _line_flux((u + _ROTATIONS[0] * tries) % 1, settings)
+    flux = _line_flux(_redrawn(u), settings)
     mean, scatter = settings.line_fwhm
-    fwhm = np.abs(mean + scatter * ndtri(np.clip((v + _ROTATIONS[1] * tries) % 1, 1e-9, 1 - 1e-9)))
+    fwhm = mean + scatter * ndtri(np.clip(_redrawn(v), 1e-9, 1 - 1e-9))
     angstrom = fwhm / lines.LIGHT_KMS * wave
     peak = flux * profiles.FWHM_OF_SIGMA / (np.sqrt(2 * np.pi) * np.maximum(angstrom, 1e-9))
-    kept = (angstrom >= settings.min_line_fwhm) & (peak >= settings.min_line_peak)
+    kept = (angstrom >= max(settings.min_line_fwhm, 1e-3)) & (peak >= settings.min_line_peak)
     chosen = np.where(kept.any(axis=0), kept.argmax(axis=0), peak.argmax(axis=0)), np.arange(len(wave))
     return flux[chosen], np.maximum(fwhm, lines.LIGHT_KMS * settings.min_line_fwhm / wave)[chosen]
+
+
+def _redrawn(u: np.ndarray) -> np.ndarray:
+    """(_LINE_TRIES, n) independent uniform deviates, the first row u (n,), the others mixed from its bits (splitmix64,
+    Steele et al. 2014, OOPSLA)."""
+    tries = np.arange(_LINE_TRIES, dtype=np.uint64)[:, None]
+    x = (u * 2.0**53).astype(np.uint64) * np.uint64(2048) + tries * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed = ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+    mixed[0] = u
+    return mixed
 
 
 def lyman_alpha(u: np.ndarray, rows: np.ndarray, settings: Mock) -> Lines:

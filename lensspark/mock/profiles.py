@@ -15,7 +15,8 @@ from lensspark.spectrum import wavelength
 
 PIXEL_KMS = 69.03
 FWHM_OF_SIGMA = 2 * np.sqrt(2 * np.log(2))
-HALF_WIDTH = 40  # px on each side of the peak that a profile is evaluated on
+HALF_WIDTH = 40  # px on each side of the peak that a profile is evaluated on; more where that is less than REACH widths
+REACH = 5
 
 
 def gaussian_lines(centres: np.ndarray, sigma: np.ndarray, amounts: np.ndarray, n_pix: int) -> np.ndarray:
@@ -52,19 +53,27 @@ def add_lines(
     over each pixel (Simpson's rule). A line may lie partly or wholly outside the pixels.
     """
     omega = np.maximum(fwhm, 1.0) / PIXEL_KMS / np.interp(alpha, _ALPHA, _FWHM)
-    delta = alpha / np.sqrt(1 + alpha**2)
     width = np.hypot(omega, lsf)
-    delta = delta * omega / width
+    delta = alpha / np.sqrt(1 + alpha**2) * omega / width
     alpha = delta / np.sqrt(1 - delta**2)
-    mode = np.interp(alpha, _ALPHA, _MODE)
-    peak_pixel = np.log10(wave) / DLOGLAM - first_pixel
-    grid = np.rint(peak_pixel).astype(int)[:, None] + np.arange(-HALF_WIDTH, HALF_WIDTH + 1)
-    t = (grid - peak_pixel[:, None]) / width[:, None] + mode[:, None]
-    half = 0.5 / width[:, None]
-    a = alpha[:, None]
+    rows, peak_pixel = np.asarray(rows), np.log10(wave) / DLOGLAM - first_pixel
+    wide = REACH * width > HALF_WIDTH
+    for chosen in (~wide, wide):
+        if chosen.any():
+            half_width = max(HALF_WIDTH, int(REACH * width[chosen].max()))
+            _add(spectra, rows[chosen], peak_pixel[chosen], flux[chosen], width[chosen], alpha[chosen], half_width,
+                 first_pixel)
+
+
+def _add(spectra: np.ndarray, rows: np.ndarray, peak_pixel: np.ndarray, flux: np.ndarray, width: np.ndarray,
+         alpha: np.ndarray, half_width: int, first_pixel: int) -> None:
+    """`add_lines` of skew normals of `width` px, evaluated within half_width px of the peak."""
+    grid = np.rint(peak_pixel).astype(int)[:, None] + np.arange(-half_width, half_width + 1)
+    t = (grid - peak_pixel[:, None]) / width[:, None] + np.interp(alpha, _ALPHA, _MODE)[:, None]
+    half, a = 0.5 / width[:, None], alpha[:, None]
     values = (_skew_normal(t - half, a) + 4 * _skew_normal(t, a) + _skew_normal(t + half, a)) / (6 * width[:, None])
     angstrom = np.log(10) * DLOGLAM * wavelength(grid + first_pixel)  # width of a pixel
     values *= flux[:, None] / angstrom
     inside = (grid >= 0) & (grid < spectra.shape[1])
-    which = np.broadcast_to(np.asarray(rows)[:, None], grid.shape)
+    which = np.broadcast_to(rows[:, None], grid.shape)
     np.add.at(spectra, (which[inside], grid[inside]), values[inside].astype(spectra.dtype))

@@ -30,7 +30,8 @@ MJD = 57000
 
 def from_templates(spark: SparkSession, out: str | Path, config: Config, plates: list[int], fibres: int,
                    basis_paths: list[str | Path] | None = None) -> dict[str, int]:
-    """Write `fibres` mock spectra of each plate under `out`; returns the number of spectra in each split.
+    """Write mock spectra under `out`, those of `fibres` on each plate whose redshift a search of the published parent
+    sample selects; returns the number of spectra in each split.
 
     The galaxies of the plates come from the bases at `basis_paths` in turn (default: the shipped one), kinds and lines
     from [mock_training]. Raises ValueError if `out` exists and is not empty.
@@ -64,6 +65,8 @@ def _observer(config: Config, bases: list[bytes], fibres: int):
                 basis = loaded[plate % len(loaded)]
                 for fibre in range(1, fibres + 1, FIBRES_AT_ONCE):
                     fiberids = np.arange(fibre, min(fibre + FIBRES_AT_ONCE, fibres + 1))
-                    yield labelled(observe_plate(seed, plate, MJD, fiberids, settings, basis, first, n_pix), first)
+                    made = observe_plate(seed, plate, MJD, fiberids, settings, basis, first, n_pix)
+                    searched = made["z"] > config.selection.z_min
+                    yield labelled({name: values[searched] for name, values in made.items()}, first)
 
     return observe
