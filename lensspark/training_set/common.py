@@ -14,7 +14,7 @@ import pyarrow as pa
 from lensspark import schema
 from lensspark.boss import Spectra
 from lensspark.config import Config
-from lensspark.galaxy_bins import half_bin_pixels
+from lensspark.galaxy_bins import half_bin_pixels, shift_pixels
 from lensspark.session import EXIT_DONE, EXIT_QUARANTINE
 from lensspark.source import to_arrow
 from lensspark.spectrum import pixel, wavelength, window_pixels
@@ -41,8 +41,9 @@ class Frame:
     @classmethod
     def of(cls, config: Config) -> Frame:
         settings = config.survey_training
-        edge = half_bin_pixels(settings.z_bin)
-        return cls(*window_pixels(config.read.window), edge * (2 + settings.max_borrowed_bins))
+        # From a galaxy to the centre of the furthest bin that borrows it, and on to where that bin's vectors end.
+        furthest = int(shift_pixels(0.0, (settings.max_borrowed_bins + 0.5) * settings.z_bin)) + 1
+        return cls(*window_pixels(config.read.window), furthest + half_bin_pixels(settings.z_bin))
 
     @property
     def window(self) -> tuple[float, float]:
