@@ -17,14 +17,14 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtr, ndtri
 
-from lensspark import figures, lines, metrics, schema
+from lensspark import figures, lines, matched_filter, metrics, schema
 from lensspark.config import Config
 from lensspark.detectors import POSITION_PX, only
 from lensspark.locate import measure_line, ranked
 from lensspark.mock import observe_plate, profiles
 from lensspark.mock.instrument import with_light
 from lensspark.model import Model
-from lensspark.spectrum import pixel, prepare, usable_ivar, wavelength
+from lensspark.spectrum import Prepared, pixel, prepare, usable_ivar, wavelength
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -39,8 +39,8 @@ AT_ONCE = 512
 SHOWN = 60  # hits of each group that are listed and drawn
 MOCK_TIMES = 5  # a mock galaxy gets a line this many times less often than a real spectrum
 KEY = tuple(column.name for column in schema.KEY if column.name != "run2d")
-_COLUMNS = "group string, plate int, mjd int, fiberid int, line_snr double, visible boolean, found boolean, " \
-           "p_line double, line_wave double, snr double"
+_COLUMNS = "group string, plate int, mjd int, fiberid int, line_snr double, scatter double, visible boolean, " \
+           "found boolean, p_line double, line_wave double, snr double"
 
 
 def group_of(frame: pd.DataFrame) -> np.ndarray:
@@ -85,7 +85,8 @@ def inject(spectra: dict[str, np.ndarray], score: Callable, settings: Config, fi
            bare: bool = False) -> pd.DataFrame:
     """One row per spectrum of `spectra` (group, z, KEY, flux, ivar, and_mask, wdisp, loglam0) with the k-th line
     injected, or none if `bare`: what the search makes of it. The line's S/N is that of the pixels that the mask bits
-    leave, by the reported errors. A line on a quasar's own lines is not visible."""
+    leave, by the reported errors; `scatter` is that of the spectrum's matched-filter S/N, 1 where the errors are right,
+    not correlated, and the galaxy's fit is perfect. A line on a quasar's own lines is not visible."""
     flux, ivar, n_pix = spectra["flux"], spectra["ivar"], spectra["flux"].shape[1]
     line = draw_lines(settings, spectra["z"], spectra["group"], first, n_pix, deviates(spectra, k))
     at = pixel(line["wave"]) - first
@@ -109,10 +110,19 @@ def inject(spectra: dict[str, np.ndarray], score: Callable, settings: Config, fi
     hit = (p_line > settings.score.threshold) & prepared.scorable
     return pd.DataFrame({
         "group": spectra["group"], **{name: spectra[name] for name in ("plate", "mjd", "fiberid")},
-        "line_snr": np.nan if bare else line["snr"],
+        "line_snr": np.nan if bare else line["snr"], "scatter": filter_scatter(prepared),
         "visible": prepared.scorable & (prepared.ivar[rows, nearest] > 0) & ~line["own"],
         "found": hit & (near | bare), "p_line": p_line, "line_wave": found["line_wave"], "snr": found["line_snr"],
     })
+
+
+def filter_scatter(prepared: Prepared) -> np.ndarray:
+    """(n,) half the width of the central 68 % of each spectrum's matched-filter S/N on usable pixels, NaN without."""
+    snr = np.where(prepared.ivar > 0, matched_filter.snr(prepared.residual, prepared.ivar), np.nan)
+    some = np.isfinite(snr).any(axis=1)
+    snr[~some] = 0.0
+    low, high = np.nanquantile(snr, (0.16, 0.84), axis=1)
+    return np.where(some, (high - low) / 2, np.nan)
 
 
 def read_survey(spark: SparkSession, root: str, model: Model, settings: Config, keys: list[tuple] | None = None
@@ -161,7 +171,7 @@ def report(spark: SparkSession, root: str, model: Model, settings: Config) -> di
     hits = hits.sort_values(["group", "place"])
     return {"threshold": settings.score.threshold, "recovery": recovery(injected),
             "searched": {row["group"]: row["count"] for row in bare.groupBy("group").count().collect()},
-            "hits": hits.drop(columns=["line_snr", "visible", "found", "place"]).to_dict("records")}
+            "hits": hits.drop(columns=["line_snr", "scatter", "visible", "found", "place"]).to_dict("records")}
 
 
 def hit_panels(spark: SparkSession, root: str, model: Model, settings: Config, hits: list[dict[str, Any]]
@@ -235,10 +245,12 @@ def on_mock(model: Model, settings: Config, group: str, n: int, seed: int) -> pd
 
 def summary(result: dict[str, Any]) -> str:
     """`report`'s figures as text for people."""
-    lines = [f"lines found within {POSITION_PX:g} px at p_line > {result['threshold']:g}, by S/N:"]
-    for group, found in result["recovery"].items():
-        lines.append(f"  {group:8}{found['spectra']:>6,} spectra  " + "  ".join(
-            f"{b['snr'][0]:g}-{b['snr'][1] or ''}: {b['recall']:.3f}+-{b['error']:.3f}" for b in found["recall"]))
+    lines = []
+    for column, title in (("recall", "S/N"), ("recall_scatter", "S/N in units of the spectrum's own scatter")):
+        lines.append(f"lines found within {POSITION_PX:g} px at p_line > {result['threshold']:g}, by {title}:")
+        for group, found in result["recovery"].items():
+            lines.append(f"  {group:8}{found['spectra']:>6,} spectra  " + "  ".join(
+                f"{b['snr'][0]:g}-{b['snr'][1] or ''}: {b['recall']:.3f}+-{b['error']:.3f}" for b in found[column]))
     lines.append(f"hits without an injected line, of {result['searched']}:")
     lines += [f"  {hit['plate']}-{hit['mjd']}-{hit['fiberid']} {hit['group']}: p_line {hit['p_line']:.4f} at "
               f"{hit['line_wave']:.1f} A, S/N {hit['snr']:.1f}" for hit in result["hits"]]
@@ -246,15 +258,20 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def recovery(table: pd.DataFrame) -> dict[str, Any]:
-    """Recall of visible injected lines by S/N for each group, with its standard error; lines in the same spectrum share
-    its noise, so that spectra are counted, not lines."""
-    result: dict[str, Any] = {}
-    for group, rows in table[table["visible"]].groupby("group"):
-        bins = metrics.recall_by_snr(rows["found"].to_numpy(), rows["line_snr"].to_numpy())
-        for b in bins:
-            low, high = b["snr"]
-            inside = rows[rows["line_snr"].between(low, high or np.inf, inclusive="left")]
-            excess = (inside["found"] - b["recall"]).groupby([inside[name] for name in KEY]).sum()
-            b["error"] = round(float(np.sqrt((excess**2).sum())) / b["n"], 4)
-        result[str(group)] = {"spectra": len(rows[list(KEY)].drop_duplicates()), "recall": bins}
-    return result
+    """Recall of visible injected lines for each group: `recall` by S/N, `recall_scatter` by S/N / scatter."""
+    table = table[table["visible"]].assign(scaled=lambda rows: rows["line_snr"] / rows["scatter"])
+    return {str(group): {"spectra": len(rows[list(KEY)].drop_duplicates()),
+                         "recall": _recall(rows, "line_snr"), "recall_scatter": _recall(rows, "scaled")}
+            for group, rows in table.groupby("group")}
+
+
+def _recall(rows: pd.DataFrame, column: str) -> list[dict[str, Any]]:
+    """metrics.recall_by_snr with `error`, its standard error; lines in the same spectrum share its noise, so that
+    spectra are counted, not lines."""
+    bins = metrics.recall_by_snr(rows["found"].to_numpy(), rows[column].to_numpy())
+    for b in bins:
+        low, high = b["snr"]
+        inside = rows[rows[column].between(low, high or np.inf, inclusive="left")]
+        excess = (inside["found"] - b["recall"]).groupby([inside[name] for name in KEY]).sum()
+        b["error"] = round(float(np.sqrt((excess**2).sum())) / b["n"], 4)
+    return bins

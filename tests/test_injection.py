@@ -73,11 +73,21 @@ def test_groups_and_redshifts_of_what_is_searched():
 
 
 def test_recovery_counts_visible_lines_alone():
-    table = pd.DataFrame({"group": "star", "plate": 1, "mjd": 1, "fiberid": [1, 1, 2, 3], "line_snr": 5.5,
+    table = pd.DataFrame({"group": "star", "plate": 1, "mjd": 1, "fiberid": [1, 1, 2, 3],
+                          "line_snr": 5.5, "scatter": 0.8,
                           "visible": [True, True, True, False], "found": [True, False, True, False]})
     star = injection.recovery(table)["star"]
     assert star["spectra"] == 2 and star["recall"][0]["recall"] == pytest.approx(0.6667, abs=1e-4)
     assert star["recall"][0]["error"] == pytest.approx(np.hypot(1 / 3, 1 / 3) / 3, abs=1e-3)  # of 1, 0 | 1
+    assert star["recall_scatter"] == [star["recall"][0] | {"snr": [6.0, 7.0]}]
+
+
+def test_the_scatter_is_that_of_the_filtered_noise():
+    noise = np.random.default_rng(2).normal(size=(50, N_PIX)).astype("f4")
+    ivar = np.ones_like(noise)
+    ivar[0] = 0
+    scatter = injection.filter_scatter(Prepared(noise[:, None], 1.5 * noise, ivar, 0 * noise, np.ones(50, bool)))
+    assert np.isnan(scatter[0]) and np.mean(scatter[1:]) == pytest.approx(1.5, rel=0.05)
 
 
 def test_the_measured_place_is_the_injected_one(settings):
