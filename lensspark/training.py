@@ -95,11 +95,11 @@ def compiled(settings: Config, n_spectra: int) -> Any:
         net = network.keras_model(settings.network, n_pix, len(settings.input.channels))
     finally:
         keras.config.set_dtype_policy("float32")
-    steps = -(-n_spectra // settings.training.batch_size)
+    chosen, steps = settings.training, -(-n_spectra // settings.training.batch_size)
     schedule = keras.optimizers.schedules.CosineDecay(
-        1e-2 * settings.training.learning_rate, steps * settings.training.epochs, 1e-2,
-        warmup_target=settings.training.learning_rate, warmup_steps=min(steps, 200))
-    net.compile(keras.optimizers.AdamW(schedule, weight_decay=1e-4),
+        1e-2 * chosen.learning_rate, steps * chosen.epochs, chosen.final_learning_rate,
+        warmup_target=chosen.learning_rate, warmup_steps=min(steps, chosen.warmup_steps))
+    net.compile(keras.optimizers.AdamW(schedule, weight_decay=chosen.weight_decay),
                 loss={"line": network.line_loss(settings.loss), "heat": network.position_loss},
                 loss_weights={"line": 1.0, "heat": settings.loss.position_weight})
     return net
