@@ -252,6 +252,16 @@ def test_verdicts_say_which_cut_failed_and_what_was_measured():
     assert found["verdicts"] == [[1, f"{rows[0]['line_snr']:.1f}"], [0, "9"]]
 
 
+def test_verdicts_show_what_the_limit_is_about():
+    row = {"veto": int(vetting.Veto.NEIGHBOUR), "profile_chi2": 31.0, "dchi2_spike": -4.25, "n_neighbour": 4,
+           "neighbour_ratio": 9.9, "n_repeat": 2, "repeat_tension": 1.5}
+    cuts = [{"name": name} for name in ("cosmic_ray", "neighbour", "repeat", "human", "no_longer_a_cut")]
+    assert dossier.verdicts(row, cuts) == [(1, "-4.2"), (0, "9.9"), (1, "1.5"), (1, None), (1, None)]
+    assert dossier.verdicts(row | {"n_repeat": 0, "repeat_tension": None}, cuts[2:3]) == [(1, None)]
+    columns = {column.name for column in schema.LEDGER.columns}
+    assert all({cut.shown or cut.columns[0]} <= columns for cut in vetting.CUTS if cut.columns)
+
+
 def test_the_funnel_names_the_reference_once_per_kind_of_cut():
     text = "".join(Page(str(plots.funnel(card(5)))).text)
     assert text.count("1,241,799") == text.count("536 new hits") == text.count("of 536: inspection") == 1

@@ -23,7 +23,7 @@ DECIMALS = {
     "line_peak": 2, "line_mask_fraction": 2, "mag_i": 2, "sn_median": 1, "vdisp": 0, "alpha": 2, "p_skew_positive": 3,
     "theta_e": 2, "q_value": 3, "alpha_low": 2, "alpha_high": 2, "profile_chi2": 1, "profile_dof": 0,
     "image_separation": 2, "overdensity_lens": 1, "overdensity_observed": 1, "repeat_snr": 1, "repeat_tension": 1,
-    "followup": 3,
+    "neighbour_ratio": 1, "followup": 3,
 }
 _DECIMALS_BY_START = {"p_": 3, "sn_": 1, "dchi2_": 1}
 LABELS = {
@@ -158,9 +158,9 @@ def verdicts(row: Mapping[str, Any], cuts: Iterable[Mapping[str, Any]]) -> list[
     for cut in cuts:
         known = by_name.get(cut["name"])
         bit = int(known.bit) if known else 0
-        read = [name for name in (known.columns if known else ()) if row.get(name) is not None]
-        value = ", ".join(number(row[name], name) for name in read) or None
-        found.append((int(not (row["veto"] or 0) & bit), value))
+        column = (known.shown or next(iter(known.columns), None)) if known else None
+        value = row.get(column)
+        found.append((int(not (row["veto"] or 0) & bit), None if value is None else number(value, column)))
     return found
 
 

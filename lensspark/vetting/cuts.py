@@ -57,9 +57,10 @@ REFERENCE = {"hits": 536, "line quality": 124, "over-densities": 47, "profile": 
 
 @dataclass(frozen=True)
 class Cut:
-    """One cut: its bit, a phrase for people (`{threshold}` stands for the limit), what it reads, when it keeps.
+    """One cut: its bit, a phrase for people (`{threshold}` stands for the limit), what it needs, when it keeps.
 
-    A known lens always passes a cut with `spares_known`.
+    `shown`: the column that the limit is about, where it is not the one needed. A known lens always passes a cut with
+    `spares_known`.
     """
 
     bit: Veto
@@ -68,6 +69,7 @@ class Cut:
     threshold: str
     keep: Callable[[config.Vetting], Column]
     spares_known: bool = False
+    shown: str = ""
 
     @property
     def name(self) -> str:
@@ -133,13 +135,15 @@ CUTS = (
     _at_least(Veto.IDENTITY, "probability of Lya at least {threshold}", "p_lya", "min_p_lya"),
     # Where the line-spread function is not known nothing is too narrow.
     Cut(Veto.COSMIC_RAY, "a spike fits better by at most {threshold} in chi2", ("profile_chi2",), "max_dchi2_spike",
-        lambda v: F.coalesce(F.nanvl("dchi2_spike", F.lit(float("-inf"))), F.lit(float("-inf"))) <= v.max_dchi2_spike),
+        lambda v: F.coalesce(F.nanvl("dchi2_spike", F.lit(float("-inf"))), F.lit(float("-inf"))) <= v.max_dchi2_spike,
+        shown="dchi2_spike"),
     # Where no neighbour could be measured (a mirror of single spectra) none can tell.
     Cut(Veto.NEIGHBOUR, "neighbour's line at most {threshold} times brighter", ("n_neighbour",), "max_neighbour_ratio",
-        lambda v: F.coalesce("neighbour_ratio", F.lit(0.0)) <= v.max_neighbour_ratio),
+        lambda v: F.coalesce("neighbour_ratio", F.lit(0.0)) <= v.max_neighbour_ratio, shown="neighbour_ratio"),
     # No repeat, no contradiction; a repeat that could not be measured says nothing either.
     Cut(Veto.REPEAT, "in repeats too faint by at most {threshold} sigma", ("n_repeat",), "max_repeat_tension",
-        lambda v: F.coalesce("repeat_tension", F.lit(float("-inf"))) <= v.max_repeat_tension),
+        lambda v: F.coalesce("repeat_tension", F.lit(float("-inf"))) <= v.max_repeat_tension,
+        shown="repeat_tension"),
     # Storey (2002): the expected share of false alarms among hits at least as significant.
     _at_most(Veto.FALSE_ALARM, "false-discovery rate at most {threshold}", "q_value", "max_q_value"),
     # A person's "reject" is final; what nobody has looked at stays.
