@@ -97,6 +97,7 @@ def test_fibres_plates_and_nights_against_the_mean_rate():
     np.testing.assert_allclose(table.loc[7, "probability"], poisson.sf(11, expected))
     np.testing.assert_allclose(table.loc[9, "probability"], 1)
     assert table["flagged"].sum() == 2 and table.loc[[7, 8], "flagged"].all()
+    assert overdensity_ranges(table.reset_index(), 3)["fiberid"] == [7, 8]
     half = overdensity.group_excess(spectra // 2, pd.Series({8: 1}), "fiberid", SETTINGS)
     assert not half["flagged"].any(), "one line is no over-density"
 

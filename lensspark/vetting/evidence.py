@@ -81,11 +81,13 @@ def attach(ledger: DataFrame, *tables: DataFrame) -> DataFrame:
     return ledger
 
 
-def overdensity_ranges(table: pd.DataFrame, bin_px: int) -> dict[str, list[list[float]]]:
-    """Frame -> [low, high] in Angstrom of its flagged runs of bins, for the report."""
-    out: dict[str, list[Any]] = {}
+def overdensity_ranges(table: pd.DataFrame, bin_px: int) -> dict[str, list[Any]]:
+    """What is flagged: frame -> [low, high] in Angstrom of its runs of bins; fiberid, plate and mjd -> numbers."""
+    flagged = table[table["flagged"].astype(bool)]
+    out: dict[str, list[Any]] = {by: sorted(map(int, flagged.loc[flagged["frame"] == by, "bin"]))
+                                 for by in overdensity.GROUPS.values()}
     for frame in ("observed", "lens"):
-        bins = table.loc[(table["frame"] == frame) & table["flagged"].astype(bool), "bin"].to_numpy(int)
+        bins = flagged.loc[flagged["frame"] == frame, "bin"].to_numpy(int)
         breaks = [i for i in range(1, len(bins)) if bins[i] != bins[i - 1] + 1]
         runs = zip([0, *breaks], [*breaks, len(bins)], strict=True) if len(bins) else ()
         edge = lambda b: round(float(10 ** (b * bin_px * 1e-4)), 3)  # noqa: E731
