@@ -89,6 +89,24 @@ def test_a_fake_depends_on_its_key_and_seed_alone():
     np.testing.assert_allclose(shifted.planes["flux"], all_of_them.planes["flux"][:, 100:4100], atol=1e-6)
 
 
+def test_every_repeat_and_the_brighter_neighbour_are_drawn():
+    own, run2d = (4000, 55000, 50), "v5_7_0"
+    beside = [(4000, 55000, 50 + step, "neighbour") for step in range(-6, 7) if step]
+    again = [(5000 - i, 55100 + i, 7, "repeat") for i in range(4)]
+    pairs = pd.DataFrame([{"plate": p, "mjd": m, "fiberid": f, "run2d": run2d, "hit_plate": own[0], "hit_mjd": own[1],
+                           "hit_fiberid": own[2], "hit_run2d": run2d, "role": role}
+                          for p, m, f, role in beside + again])
+    table = pd.DataFrame([{"plate": own[0], "mjd": own[1], "fiberid": own[2], "run2d": run2d, "neighbour_fiber": 56}])
+    found = spectra.drawn(pairs.sample(frac=1, random_state=1), table)
+    assert found["fiberid"].tolist() == [49, 51, 48, 56, 7, 7, 7, 7]  # nearest first, then repeats by date
+    assert found["mjd"].tolist()[4:] == [55100, 55101, 55102, 55103]
+    none = spectra.drawn(pairs, table.assign(neighbour_fiber=None))
+    assert none["fiberid"].tolist() == [49, 51, 48, 52, 7, 7, 7, 7]
+    many = pd.concat([pairs[pairs["role"] == "repeat"].assign(mjd=56000 + i) for i in range(4)])
+    assert len(spectra.drawn(pd.concat([pairs, many]), table)) == 20 + 1
+    assert spectra.drawn(pairs.iloc[:0], table).empty
+
+
 def test_pixels_are_cut_and_padded():
     pixels = Pixels([(1, 2, 3, "x")], 100, {"flux": np.arange(5, dtype=np.float32)[None]})
     for first, n_pix, expected in ((99, 3, [0, 0, 1]), (102, 6, [2, 3, 4, 0, 0, 0]), (0, 2, [0, 0]), (300, 1, [0])):

@@ -48,6 +48,7 @@ def make_blind(spark: SparkSession, run: Run, ledger: DataFrame) -> Blind:
     wanted, seed = run.config.report.blind_fakes, run.config.report.blind_seed
     hosts = _hosts(ledger, seed, TRIES * wanted)
     if hosts.empty:
+        log.warning("report.blind_fakes = %d: no fakes, since no galaxy was scored that is no hit", wanted)
         return Blind(hosts)
     pixels = spectra.read(spark, run, hosts[KEY].itertuples(index=False, name=None))
     hosts = hosts.set_index(KEY).loc[pixels.keys].reset_index()
@@ -109,8 +110,8 @@ def _measured(run: Run, pixels: Pixels, hosts: pd.DataFrame) -> pd.DataFrame:
     found = measure_line(prepared, heat, loglam0, run.config.vetting.min_line_snr)
     found["p_line"] = ranked(p_line, found["line_snr"])
     rows = hosts[[column.name for column in (*schema.KEY, *schema.CATALOGUE, *schema.SELECTION)]].copy()
-    arguments, settings = spectra.measuring(run, pixels, rows.assign(line_wave=found["line_wave"]))
-    found |= measure.measure_hits(*arguments, **settings)
+    arrays, settings = spectra.arguments(run, pixels, rows.assign(line_wave=found["line_wave"]))
+    found |= measure.measure_hits(*arrays, **settings)
     empty = {name: found.get(name) for name in schema.CANDIDATES.names if name not in rows}
     rows = pd.concat([rows, pd.DataFrame(empty, index=rows.index)], axis=1)
     return rows.assign(name=iau_name(rows["ra"], rows["dec"]), veto=0)[schema.CANDIDATES.names]

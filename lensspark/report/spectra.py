@@ -5,6 +5,7 @@ On the driver, in numpy: candidates are scored once more, so that model and atte
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,21 +13,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lensspark import inference, measure, schema
+from lensspark import inference, measure
 from lensspark.eigen import DLOGLAM
 from lensspark.spectrum import pixel, usable_ivar, wavelength
+from lensspark.vetting import measuring
+from lensspark.vetting.measuring import HIT_KEY, KEY
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+    from lensspark.config import Config
     from lensspark.pipeline import Run
 
 Key = tuple[int, int, int, str]
-KEY = [column.name for column in schema.KEY]
 PLANES = ("flux", "ivar", "and_mask", "wdisp", "model")
 AROUND_PX = 60  # of a neighbour or repeat, on each side of the line
-MAX_OTHERS = 4  # neighbours and repeats of one candidate
-SAME_ARCSEC = 1.5  # two fibres this close have the same target (fibres are 2 arcsec wide)
+MAX_OTHERS = 8  # neighbours and repeats of one candidate, but never less than all repeats
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def shown(run: Run, pixels: Pixels, table: pd.DataFrame) -> dict[Key, dict[str, 
     model = _whole_model(pixels, prepared.model, *run.model.pixels)
     with np.errstate(divide="ignore"):
         sigma = np.where(ivar > 0, ivar**-0.5, np.nan)
-    measured = measuring(run, pixels, rows)
+    measured = arguments(run, pixels, rows)
     curves, companions = (function(*measured[0], **measured[1]) for function in
                           (measure.line_curves, measure.companions))
     first, n_pix = run.model.pixels
@@ -112,7 +114,7 @@ def shown(run: Run, pixels: Pixels, table: pd.DataFrame) -> dict[Key, dict[str, 
     return found
 
 
-def measuring(run: Run, pixels: Pixels, rows: pd.DataFrame) -> tuple[list[np.ndarray], dict[str, Any]]:
+def arguments(run: Run, pixels: Pixels, rows: pd.DataFrame) -> tuple[list[np.ndarray], dict[str, Any]]:
     """The arguments of lensspark.measure's functions for `rows`, in the order of `pixels`."""
     loglam0 = np.full(len(pixels), pixels.first * DLOGLAM)
     numbers = [rows[name].to_numpy(float) for name in ("z_lens", "line_wave", "vdisp", "vdisp_err")]
@@ -132,9 +134,8 @@ def _whole_model(pixels: Pixels, fitted: np.ndarray, first: int, n_pix: int) -> 
 
 
 def others(spark: SparkSession, run: Run, ledger: DataFrame, table: pd.DataFrame) -> dict[Key, list[dict[str, Any]]]:
-    """Per candidate of `table` the neighbouring fibres and the repeats around its line, nearest first."""
-    pairs = pd.concat([_neighbours(ledger, table), _repeats(ledger, table)], ignore_index=True)
-    pairs = pairs.groupby([f"of_{name}" for name in KEY], sort=False).head(MAX_OTHERS)
+    """Per candidate of `table` what lies about its line in other spectra: neighbours, nearest first, then repeats."""
+    pairs = drawn(_pairs(ledger, table, run.config), table)
     if pairs.empty:
         return {}
     low, high = run.model.window
@@ -145,49 +146,44 @@ def others(spark: SparkSession, run: Run, ledger: DataFrame, table: pd.DataFrame
     ivar = usable_ivar(pixels.planes["ivar"], pixels.planes["and_mask"], no_lines, run.model.input, pixels.first)
     line = dict(zip(table[KEY].itertuples(index=False, name=None), table["line_wave"], strict=True))
     found: dict[Key, list[dict[str, Any]]] = {}
-    for pair in pairs.itertuples(index=False):
-        key, own = tuple(pair[:4]), tuple(pair[4:8])
-        if key in place and np.isfinite(line[own]):
-            centre = int(np.rint(pixel(line[own]))) - pixels.first
-            near = slice(max(centre - AROUND_PX, 0), centre + AROUND_PX + 1)
-            weight = ivar[place[key], near]
+    for key, own, role in zip(*(pairs[names].itertuples(index=False, name=None) for names in (KEY, HIT_KEY)),
+                              pairs["role"], strict=True):
+        if key not in place or not np.isfinite(line[own]):
+            continue
+        centre = int(np.rint(pixel(line[own]))) - pixels.first
+        near = slice(max(centre - AROUND_PX, 0), max(centre + AROUND_PX + 1, 0))
+        weight = ivar[place[key], near]
+        if weight.size:
             with np.errstate(divide="ignore"):
                 sigma = np.where(weight > 0, weight**-0.5, np.nan)
-            if np.isfinite(sigma).any():
-                found.setdefault(own, []).append({
-                    "kind": pair.kind, "label": f"{pair.kind} {'-'.join(map(str, key[:3]))}", "wave": pixels.wave[near],
-                    "flux": pixels.planes["flux"][place[key], near], "sigma": sigma})
+            found.setdefault(own, []).append({
+                "kind": role, "label": f"{role} {'-'.join(map(str, key[:3]))}", "wave": pixels.wave[near],
+                "flux": pixels.planes["flux"][place[key], near], "sigma": sigma})
     return found
 
 
-def _neighbours(ledger: DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """The fibres before and after each candidate's: KEY, of_KEY, kind."""
-    beside = [table[KEY].assign(fiberid=table["fiberid"] + step, **{f"of_{n}": table[n] for n in KEY})
-              for step in (-1, 1)]
-    frame = ledger.sparkSession.createDataFrame(pd.concat(beside, ignore_index=True))
-    found = ledger.select(*KEY).join(frame, on=KEY, how="inner").toPandas()
-    return found[[*KEY, *(f"of_{name}" for name in KEY)]].assign(kind="neighbour")
-
-
-def _repeats(ledger: DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """Other spectra within SAME_ARCSEC of each candidate: KEY, of_KEY, kind."""
+def _pairs(ledger: DataFrame, table: pd.DataFrame, config: Config) -> pd.DataFrame:
+    """KEY, HIT_KEY and role of the neighbours and repeats of the rows of `table`, by the search's own conditions."""
     from pyspark.sql import functions as F
 
-    placed = table[[*KEY, "ra", "dec"]].dropna()
-    own = placed.rename(columns={name: f"of_{name}" for name in [*KEY, "ra", "dec"]})
-    names = [*KEY, *(f"of_{name}" for name in KEY)]
-    if own.empty:
-        return pd.DataFrame(columns=[*names, "kind"])
-    radius = SAME_ARCSEC / 3600
-    strip = lambda dec: F.floor(dec / radius)  # noqa: E731
-    near = ledger.sparkSession.createDataFrame(own).withColumn(
-        "strip", F.explode(F.sequence(strip(F.col("of_dec")) - 1, strip(F.col("of_dec")) + 1)))
-    frame = ledger.select(*KEY, "ra", "dec").withColumn("strip", strip(F.col("dec")))
-    frame = frame.join(F.broadcast(near), on="strip", how="inner")
-    east = (F.pmod(F.col("ra") - F.col("of_ra") + 180, F.lit(360.0)) - 180) * F.cos(F.radians("dec"))
-    close = F.pow(east, 2) + F.pow(F.col("dec") - F.col("of_dec"), 2) < radius**2
-    other = (F.col("plate") != F.col("of_plate")) | (F.col("mjd") != F.col("of_mjd"))
-    return frame.where(close & other).select(*names).toPandas().assign(kind="repeat")
+    chosen = ledger.sparkSession.createDataFrame(table[KEY].assign(p_line=math.inf))  # above any threshold
+    scored = ledger.drop("p_line").join(F.broadcast(chosen), on=KEY, how="left").withColumn("reason", F.lit(None))
+    return measuring.targets(scored, config).where(F.col("role") != measuring.HIT).toPandas()
+
+
+def drawn(pairs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Those of `pairs` that a dossier has room for: every repeat, the neighbour that the ledger names, the nearest.
+
+    In the order of the plot: neighbours, nearest first, then repeats by date.
+    """
+    named = table[[*KEY, "neighbour_fiber"]].set_axis([*HIT_KEY, "named"], axis=1)
+    pairs = pairs.merge(named, on=HIT_KEY, how="left")
+    repeat = pairs["role"] == measuring.REPEAT
+    pairs = pairs.assign(told=repeat | (pairs["fiberid"] == pairs["named"]),
+                         steps=np.where(repeat, 0, (pairs["fiberid"] - pairs["hit_fiberid"]).abs()))
+    pairs = pairs.sort_values(["told", "steps", "fiberid"], ascending=[False, True, True])
+    room = pairs.groupby(HIT_KEY).cumcount() < MAX_OTHERS
+    return pairs[pairs["told"] | room].sort_values(["role", "steps", *KEY[1:], KEY[0]])[[*KEY, *HIT_KEY, "role"]]
 
 
 def candidate_spectra(spark: SparkSession, run: Run, ledger: DataFrame, table: pd.DataFrame

@@ -188,8 +188,8 @@ function sidebyside(identity, dossier, spectrum) {
 // Other fibres or nights at the same wavelength, one below the other.
 function others(dossier) {
   if (!dossier.others || !dossier.others.length) return null;
-  const {left, right, top, bottom} = PANEL.box, rows = dossier.others.slice(0, 4);
-  const tall = (bottom - top) / rows.length, body = [];
+  const {left, right, top} = PANEL.box, rows = dossier.others, body = [];
+  const tall = Math.max((PANEL.box.bottom - top) / rows.length, 30), bottom = top + tall * rows.length;
   rows.forEach((other, k) => {
     const part = cut(unpack(other), around(dossier.line, PAGE.zoom_px));
     const low = minus(part.flux, part.sigma), high = plus(part.flux, part.sigma);
@@ -200,7 +200,7 @@ function others(dossier) {
               frame.steps(part.wave, part.flux, `flux ${other.kind}`),
               svg("text", {class: "s tiny halo", x: left + 4, y: frame.top + 8}, other.label));
   });
-  return panel("Neighbour fibres and repeats", canvas(PANEL.width, PANEL.height, "other spectra", ...body,
+  return panel("Neighbour fibres and repeats", canvas(PANEL.width, bottom + 34, "other spectra", ...body,
     svg("text", {x: (left + right) / 2, y: bottom + 29}, "wavelength (Å)")));
 }
 
