@@ -1,4 +1,4 @@
-"""Small SVG plots from numpy arrays: axes, lines with gaps, bands, rules. Colours are the page's CSS classes."""
+"""Small SVG plots from numpy arrays: axes, bars, steps, rules. Colours are the page's CSS classes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def ticks(low: float, high: float, number: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Frame:
-    """A plot's data ranges and its place in an SVG of the given size; paths are in tenths of a unit, rounded."""
+    """A plot's data ranges and its place in an SVG of the given size."""
 
     x: tuple[float, float]
     y: tuple[float, float]
@@ -47,16 +47,17 @@ class Frame:
         span = self.height - self.top - self.bottom
         return self.height - self.bottom - (np.clip(y, *self.y) - self.y[0]) / (self.y[1] - self.y[0]) * span
 
-    def axes(self, x_label: str, y_label: str) -> str:
-        """Grid, ticks and labels."""
+    def axes(self, x_label: str, y_label: str, powers: bool = False) -> str:
+        """Grid, ticks and labels. `powers`: x are powers of ten, and the ticks give their values."""
         low, high = self.height - self.bottom, self.width - self.right
         parts = []
         for value in ticks(*self.y, 4):
             y = self.py(value)
             parts.append(f'<path class="g" d="M{self.left} {y:.1f}H{high}"/>'
                          f'<text x="{self.left - 5}" y="{y + 3.5:.1f}" class="e">{value:g}</text>')
-        for value in ticks(*sorted(self.x), 6):
-            x = self.px(value)
+        ends = np.sort(self.x)
+        for value in ticks(*(10**ends if powers else ends), max(round(self.width / 70), 2)):
+            x = self.px(np.log10(value) if powers else value)
             parts.append(f'<path class="t" d="M{x:.1f} {low}v4"/><text x="{x:.1f}" y="{low + 15}">{value:g}</text>')
         parts.append(f'<path class="t" d="M{self.left} {low}H{high}"/>')
         parts.append(f'<text x="{(self.left + high) / 2}" y="{self.height - 3}">{x_label}</text>')
@@ -64,33 +65,22 @@ class Frame:
         parts.append(f'<text transform="translate(11 {middle})rotate(-90)">{y_label}</text>')
         return "".join(parts)
 
-    def line(self, x: np.ndarray, y: np.ndarray, css: str) -> str:
-        """A broken line through (x, y), with gaps where y is NaN."""
-        paths = (_path(self.px(x[run]), self.py(y[run])) for run in runs(np.isfinite(y)))
-        return f'<path class="{css}" transform="scale(.1)" d="{"".join(paths)}"/>'
+    def bars(self, edges: np.ndarray, heights: np.ndarray, css: str, gap: float = 1) -> str:
+        """A histogram's bars (n) between `edges` (n + 1), as one path; nothing where a height is 0."""
+        x, y, base = self.px(edges), self.py(heights), self.height - self.bottom
+        d = "".join(f"M{a:.1f} {base}V{top:.1f}H{max(b - gap, a + 0.5):.1f}V{base}z"
+                    for a, b, top, n in zip(x[:-1], x[1:], y, heights, strict=True) if n)
+        return f'<path class="{css}" d="{d}"/>'
 
-    def band(self, x: np.ndarray, low: np.ndarray, high: np.ndarray, css: str) -> str:
-        """The area between two curves, with gaps where either is NaN."""
-        paths = (
-            _path(self.px(np.r_[x[run], x[run][::-1]]), self.py(np.r_[high[run], low[run][::-1]])) + "z"
-            for run in runs(np.isfinite(low) & np.isfinite(high))
-        )
-        return f'<path class="{css}" transform="scale(.1)" d="{"".join(paths)}"/>'
+    def steps(self, edges: np.ndarray, heights: np.ndarray, css: str) -> str:
+        """A line that is flat between the `edges` (n + 1), at `heights` (n)."""
+        x, y = self.px(edges), self.py(heights)
+        turns = np.flatnonzero(np.diff(y)) + 1  # only where the height changes
+        d = "".join(f"H{x[i]:.1f}V{y[i]:.1f}" for i in turns)
+        return f'<path class="{css}" d="M{x[0]:.1f} {y[0]:.1f}{d}H{x[-1]:.1f}"/>'
 
     def rules(self, values: Iterable[float], css: str) -> str:
         """Vertical lines at those of `values` that lie inside."""
         inside = (self.px(value) for value in values if self.x[0] < value < self.x[1])
         d = "".join(f"M{x:.1f} {self.top}V{self.height - self.bottom}" for x in inside)
         return f'<path class="{css}" d="{d}"/>' if d else ""
-
-
-def runs(good: np.ndarray) -> list[slice]:
-    """The stretches of True."""
-    edges = np.flatnonzero(np.diff(np.r_[False, good, False].astype("i1")))
-    return [slice(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True)]
-
-
-def _path(x: np.ndarray, y: np.ndarray) -> str:
-    points = np.rint(np.column_stack([x, y]) * 10).astype(int)
-    steps = " ".join(f"{dx} {dy}" for dx, dy in np.diff(points, axis=0).tolist())
-    return f"M{points[0, 0]} {points[0, 1]}" + (f"l{steps}" if steps else "h1")

@@ -51,11 +51,13 @@ def test_a_recut_is_a_whole_run(parent, loose, tmp_path_factory):
     assert ledger.loc[ledger["is_hit"] == True, ["q_value", "followup", "p_plate"]].notna().all(axis=None)  # noqa: E712
     sky = ledger[(ledger["is_hit"] == True) & (abs(ledger["line_wave"] - 4424) < 1)]  # noqa: E712
     assert len(sky) > 8 and (sky["veto"].astype(int) & Veto.OVERDENSITY_OBSERVED != 0).all()
+    assert set(card["funnel"]["overdensity"]) == {"observed", "lens", "fiberid", "plate", "mjd"}
     assert {row["stage"] for row in card["funnel"]["cuts"]} >= {"over-densities", "identity", "people"}
 
 
-def test_tighter_limits_never_add_a_candidate(spark, parent, loose, tmp_path):
-    tight, card = cut(spark, parent, tmp_path / "run", *TIGHT)
+def test_tighter_limits_never_add_a_candidate(spark, parent, loose, tmp_path, caplog):
+    tight, card = cut(spark, parent, tmp_path / "run", *TIGHT, "report.blind_fakes=3")
+    assert "report.blind_fakes = 3: no fakes, since the run's survey or model is not at hand" in caplog.text
     assert candidates(tight) < candidates(loose[0]) and card["run_id"] != loose[1]["run_id"]
     hits = loose[0].index[loose[0]["is_hit"] == True]  # noqa: E712
     both = loose[0].loc[hits, "veto"].astype(int), tight.loc[hits, "veto"].fillna(-1).astype(int)
@@ -70,6 +72,8 @@ def test_grades_are_a_cut_and_stay(spark, loose, parent, tmp_path):
     rejected = set(chosen[chosen["grade"] == "R"][KEY].itertuples(index=False, name=None))
     assert candidates(ledger) - candidates(graded) == rejected
     assert card["run_id"] != loose[1]["run_id"] and card["grades_sha256"]
+    page = (tmp_path / "run/report/index.html").read_text(encoding="utf-8")
+    assert f'const PAGE = {{"run_id":"{card["run_id"]}"' in page, "its grades would lie on another run's shelf"
     again, _ = cut(spark, tmp_path / "run", tmp_path / "again")
     assert candidates(again) == candidates(graded)
     assert again["grade"].value_counts().to_dict() == {"R": 2, "A": 1}

@@ -23,7 +23,7 @@ DECIMALS = {
     "line_peak": 2, "line_mask_fraction": 2, "mag_i": 2, "sn_median": 1, "vdisp": 0, "alpha": 2, "p_skew_positive": 3,
     "theta_e": 2, "q_value": 3, "alpha_low": 2, "alpha_high": 2, "profile_chi2": 1, "profile_dof": 0,
     "image_separation": 2, "overdensity_lens": 1, "overdensity_observed": 1, "repeat_snr": 1, "repeat_tension": 1,
-    "neighbour_ratio": 1, "followup": 3,
+    "neighbour_ratio": 1, "followup": 3, "null_wave": 1, "null_snr": 1, "null_p_line": 4,
 }
 _DECIMALS_BY_START = {"p_": 3, "sn_": 1, "dchi2_": 1}
 LABELS = {
@@ -42,7 +42,9 @@ ERRORS = {name.removesuffix("_err"): name for name in schema.LEDGER.names if nam
 COLUMNS = {column.name: column for column in schema.CANDIDATES.columns}
 
 _LINE = ("p_line", "line_wave", "line_snr", "line_flux", "line_peak", "line_mask_fraction", "n_line_hits", "q_value")
-_GALAXY = ("z_lens", "mag_i", "class", "subclass", "sn_median", "vdisp", "zwarning", "ra", "dec", "known_lens")
+_GALAXY = ("z_lens", "z", "z_noqso", "zwarning", "zwarning_noqso", "class", "subclass", "objtype", "mag_i", "sn_median",
+           "vdisp", "ra", "dec", "known_lens")
+_OTHER = ("null_p_line", "null_wave", "null_snr", "plate_quality", "sky_chi2")  # beside what vetting measures
 _PROFILE = ("alpha", "alpha_low", "alpha_high", "p_skew_positive", "dchi2_skew")
 _IDENTITY = ("identity", "p_other", "sn_oii_veto", *(f"{a}_{name}" for name in identity.NAMES for a in ("p", "sn")))
 _LENS = ("z_source", "theta_e", "p_multiple", "image_separation")
@@ -103,10 +105,10 @@ def group_of(name: str) -> str:
 
 
 def field_names() -> list[str]:
-    """The columns that a dossier prints, grouped: line, galaxy and all that vetting measures; no errors of others."""
+    """The columns that a dossier prints, grouped: line, galaxy, all that is measured; errors stand beside values."""
     vetted = [column.name for column in schema.VETTING if column.name not in ERRORS.values()]
     groups: dict[str, list[str]] = {name: [] for name in ("Line", "Profile", "Identity", "Lens", "Evidence", "Galaxy")}
-    for name in dict.fromkeys((*_LINE, *vetted, *_GALAXY)):
+    for name in dict.fromkeys((*_LINE, *vetted, *_OTHER, *_GALAXY)):
         if name in COLUMNS:
             groups[group_of(name)].append(name)
     return [name for names in groups.values() for name in names]

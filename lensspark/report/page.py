@@ -34,7 +34,8 @@ _ALWAYS = frozenset(TABLE[:7])
 
 
 def write_report(path: str, candidates: Any, spectra: Mapping[tuple, Mapping[str, Any]], run_card: Mapping[str, Any],
-                 hits: pd.DataFrame | None = None, blind: Blind | None = None) -> None:
+                 hits: pd.DataFrame | None = None, blind: Blind | None = None,
+                 bins: pd.DataFrame | None = None) -> None:
     """Writes the page to `path`, a local path or fsspec URL.
 
     `candidates`: pandas DataFrame or list of dicts with schema.CANDIDATES' columns, in rank order. `spectra`:
@@ -43,12 +44,13 @@ def write_report(path: str, candidates: Any, spectra: Mapping[tuple, Mapping[str
     measure.line_curves), `companions` (of measure.companions), `others` = list of spectra with `label` and `kind`
     (neighbour or repeat). A candidate without a spectrum gets its numbers alone. `run_card`: as catalogue.run_card
     makes it. `hits`: line_wave, z_lens, veto of all hits, for the histograms. `blind`: fakes to mix in.
+    `bins`: schema.OVERDENSITY of the run.
     """
-    write_file(path, render(candidates, spectra, run_card, hits, blind).encode())
+    write_file(path, render(candidates, spectra, run_card, hits, blind, bins).encode())
 
 
 def render(candidates: Any, spectra: Mapping[tuple, Mapping[str, Any]], run_card: Mapping[str, Any],
-           hits: pd.DataFrame | None = None, blind: Blind | None = None) -> str:
+           hits: pd.DataFrame | None = None, blind: Blind | None = None, bins: pd.DataFrame | None = None) -> str:
     """The page's HTML; see `write_report`."""
     from jinja2 import Environment, StrictUndefined
 
@@ -68,6 +70,9 @@ def render(candidates: Any, spectra: Mapping[tuple, Mapping[str, Any]], run_card
     return environment.from_string(_template("report.html")).render(
         card=run_card, counts=run_card["counts"], funnel=plots.funnel(run_card), n_fakes=len(key),
         plots=plots.summary(rows, hits, run_card["funnel"].get("overdensity") or {}, lines["sky_lines"]),
+        overdensities=[] if bins is None else plots.overdensities(
+            bins, run_card["configuration"]["vetting"]["max_overdensity"]),
+        groups=[] if bins is None else plots.flagged_groups(bins),
         nothing=None if rows else _why_nothing(run_card), head=[dossier.heading(name) for name in table],
         table=[[_cell(row, name) for name in table] for row in rows], rows=rows, clean=dossier.clean,
         dossiers=[_json(dossier.payload(row, spectra.get(_key(row)), cuts)) for row in rows],

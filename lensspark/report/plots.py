@@ -5,13 +5,20 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lensspark import svg
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 WIDTH, HEIGHT = 410, 200  # of one small plot
+WIDE, LOW = 1240, 170  # of a plot of over-densities
+FRAMES = {"observed": "observed wavelength (Å)", "lens": "wavelength in the galaxy's frame (Å)"}
+GROUPS = {"fiberid": "fibre", "plate": "plate", "mjd": "night"}  # schema.OVERDENSITY's `frame` -> name on the page
+MAX_GROUPS = 12  # flagged groups of one kind that are listed
 
 # Li et al. (2018): of the parent sample's network hits 536 were not known before; what each step left of how many.
 REFERENCE_SAMPLE, REFERENCE_HITS = (1_241_799, "parent sample"), (536, "new hits (of 1,232)")
@@ -117,18 +124,11 @@ def histogram(values: np.ndarray, kept: np.ndarray | None, label: str, what: str
         f'height="{frame.height - frame.bottom - frame.top}"/>'
         for a, b in (frame.px(np.clip(ends, *frame.x)) for ends in masked
                      if ends[1] > frame.x[0] and ends[0] < frame.x[1]))
-    body += frame.axes(label, what) + _bars(frame, edges, heights, "b" if kept is None else "b all")
+    body += frame.axes(label, what) + frame.bars(edges, heights, "b" if kept is None else "b all")
     if kept is not None:
         inside, _ = np.histogram(values[finite & kept], bins=edges)
-        body += _bars(frame, edges, inside, "b")
+        body += frame.bars(edges, inside, "b")
     return svg.draw(WIDTH, HEIGHT, body + frame.rules(rules, "sky"), f"histogram: {label}")
-
-
-def _bars(frame: svg.Frame, edges: np.ndarray, heights: np.ndarray, css: str) -> str:
-    x, y, base = frame.px(edges), frame.py(heights), frame.height - frame.bottom
-    d = "".join(f"M{a:.1f} {base}V{top:.1f}H{max(b - 1, a + 0.5):.1f}V{base}z"
-                for a, b, top, n in zip(x[:-1], x[1:], y, heights, strict=True) if n)
-    return f'<path class="{css}" d="{d}"/>'
 
 
 def sky_map(rows: Sequence[Mapping[str, Any]]) -> Any:
@@ -155,3 +155,49 @@ def _start_of_circle(angles: np.ndarray) -> float:
     gaps = np.diff(np.r_[ordered, ordered[0] + 360])
     return float(ordered[(gaps.argmax() + 1) % ordered.size])
 
+
+
+def overdensities(bins: pd.DataFrame, limit: float) -> list[Any]:
+    """Per frame the lines in each bin of log10 wavelength, their running median, and what is over `limit` sigma.
+
+    bins: schema.OVERDENSITY. Bars that would dwarf all others end at the plot's edge; the flagged say their count.
+    """
+    return [_lines_per_bin(bins[bins["frame"] == frame], label, limit) for frame, label in FRAMES.items()
+            if (bins["frame"] == frame).sum() > 1]
+
+
+def _lines_per_bin(rows: pd.DataFrame, label: str, limit: float) -> Any:
+    at, expected, n = np.log10(rows["value"].to_numpy(float)), rows["expected"].to_numpy(float), rows["n"].to_numpy(int)
+    edges = np.r_[at, 2 * at[-1] - at[-2]] - (at[1] - at[0]) / 2
+    fewest = fewest_flagged(expected, limit)
+    line = fewest[np.isfinite(fewest)].max(initial=1.0)
+    frame = svg.Frame((edges[0], edges[-1]), (0, 1.2 * max(min(n.max(), 2 * line), line)), WIDE, LOW)
+    flagged = rows["flagged"].to_numpy(bool)
+    body = frame.axes(label, "lines per bin", powers=True) + frame.bars(edges, n, "b", gap=0)
+    for i in np.flatnonzero(flagged):
+        bar = frame.bars(edges[i : i + 2], n[i : i + 1], "b a", gap=0)
+        body += f"<g><title>{10 ** at[i]:.1f} Å: {n[i]} lines, {expected[i]:.3g} expected</title>{bar}</g>"
+    body += frame.steps(edges, expected, "median") + frame.steps(edges, fewest, "limit")
+    return svg.draw(WIDE, LOW, body, f"lines per bin: {label}")
+
+
+def fewest_flagged(expected: np.ndarray, limit: float) -> np.ndarray:
+    """The fewest lines in a bin that are more than `limit` sigma above those `expected`; inf where none are."""
+    from lensspark.vetting.overdensity import excess  # loads pyspark
+
+    sigma = min(limit, 38.0)  # no Poisson probability above 1e-300 is as far out
+    levels, place = np.unique(expected, return_inverse=True)
+    counts = np.arange(math.ceil(levels.max() + 2 * sigma * math.sqrt(levels.max()) + sigma**2) + 10)
+    over = excess(counts[None], levels[:, None]) > limit
+    return np.where(over.any(axis=1), over.argmax(axis=1), np.inf)[place]
+
+
+def flagged_groups(bins: pd.DataFrame) -> list[tuple[str, list[tuple[str, int, str, str]], int]]:
+    """(kind, [(its number, lines, expected, probability)], how many more) of flagged fibres, plates and nights."""
+    found = []
+    for frame, name in GROUPS.items():
+        rows = bins[(bins["frame"] == frame) & bins["flagged"].astype(bool)].sort_values("probability")
+        listed = [(str(int(row.bin)), int(row.n), f"{row.expected:.2g}", f"{row.probability:.0e}")
+                  for row in rows.head(MAX_GROUPS).itertuples(index=False)]
+        found.append((name, listed, max(len(rows) - MAX_GROUPS, 0)))
+    return found
