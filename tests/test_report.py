@@ -283,7 +283,7 @@ def bins():
     """schema.OVERDENSITY: a bin of 60 lines, fibre 7 with 12 lines, 15 plates with far too many."""
     settings, counts = config.load().vetting, dict.fromkeys(range(12000, 12330), 3) | {12100: 60}
     per_group = pd.Series(100, index=np.arange(1, 1001))
-    found = {"fiberid": pd.Series({7: 12}), "plate": pd.Series({i: 40 for i in range(100, 115)}),
+    found = {"fiberid": pd.Series({7: 12}), "plate": pd.Series(40, index=range(100, 115)),
              "mjd": pd.Series({}, dtype=int)}
     tables = [overdensity.histogram(counts, settings, "observed")]
     tables += [overdensity.group_excess(per_group, lines, by, settings) for by, lines in found.items()]
