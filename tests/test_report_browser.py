@@ -158,6 +158,17 @@ def test_the_line_is_drawn_where_it_is(visit):
     assert abs(peak - marker) < pixel
 
 
+def test_every_other_spectrum_is_drawn(visit):
+    rows, spectra = made(1)
+    next(iter(spectra.values()))["others"] *= 5  # as an object with five repeats has
+    page = visit(report.render(rows, spectra, card(1)))
+    page.wait_for_selector("#c1.drawn")
+    others = page.locator("#c1 svg[aria-label='other spectra']")
+    assert others.locator("path.flux").count() == 10
+    ends = others.evaluate("""svg => [...svg.querySelectorAll("text")].map(t => t.getBBox().y + t.getBBox().height)""")
+    assert max(ends) <= others.evaluate("svg => svg.viewBox.baseVal.height")
+
+
 def test_means_are_weighted_by_inverse_variance(visit):
     page = visit(report.render(*made(1), card(1)))
     found = page.evaluate("""() => {

@@ -35,6 +35,8 @@ LABELS = {
     "alpha_high": "to", "profile_flux": "flux", "profile_wave": "peak at", "profile_width": "rms width",
     "profile_chi2": "χ²", "profile_dof": "of", "line_width_over_lsf": "width / LSF", "sn_oii_veto": "S/N if [O II]",
     "p_other": "P(other)", "p_lens": "P(galaxy's own)", "p_sky": "P(sky)", "p_cosmic": "P(cosmic ray)",
+    "null_p_line": "p of the null", "null_wave": "λ of the null", "null_snr": "S/N of the null", "sky_chi2": "sky χ²",
+    "z_noqso": "z without quasars", "zwarning_noqso": "zwarning without quasars",
     "p_multiple": "P(multiple images)", "grade": "earlier grade", "comment": "earlier comment",
 }
 # Column -> the column of its error; neither needs to exist.
