@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lensspark import catalogue, config, schema
-from lensspark.vetting import CUTS, Veto, funnel, funnel_text, vet
+from lensspark.vetting import CUTS, STAGES, Veto, funnel, funnel_text, vet
 
 CONFIG = config.load([], ["score.threshold=0.5"])
 NAN = float("nan")
@@ -167,6 +167,17 @@ def test_funnel_accounts_for_every_row(spark, partitions):
     rows = [line.split() for line in funnel_text(got).splitlines()[1:]]
     assert rows[0] == ["hits", "6", "536"] and rows[1] == ["line", "quality", "2", "124"]
     assert rows[-1] == ["people", "2"]
+
+
+def test_the_funnel_takes_its_stages_in_order_and_its_counts_only_fall(spark):
+    failing = [{"p_same_wave": 0.0}, {"p_plate": 0.0}, {"p_skew_positive": -1.0}, {"sn_oii_veto": 9.0},
+               {"neighbour_ratio": 9.0}, {"q_value": None}, {"grade": "R"}, {"line_snr": 1.0}, {}]
+    got = funnel(vet(scored(spark, failing), CONFIG), CONFIG)
+    assert list(dict.fromkeys(cut["stage"] for cut in got["cuts"])) == list(STAGES)
+    text = funnel_text(got).splitlines()[1:]
+    assert [line[:20].strip() for line in text] == ["hits", *STAGES]
+    assert [line[20:].split() for line in text] == [
+        ["9", "536"], ["8", "124"], ["6", "47"], ["5", "21"], ["4", "5"], ["3"], ["2"], ["1"]]
 
 
 def test_funnel_of_a_ledger_counts_the_quarantine_beside_it(spark):

@@ -1,7 +1,7 @@
 """The cuts: named conditions that flag hits and never drop them, so that a finished run can be cut again.
 
 Every cut is a keep-condition on measured columns of the ledger: a null or NaN measurement fails it. `CUTS` is the one
-list, in the order of the funnel; the bits, the ledger's `veto` and the funnel all follow from it.
+list, in the order of the funnel and its STAGES; the bits, the ledger's `veto` and the funnel all follow from it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ REJECT = "R"
 class Veto(IntFlag):
     """Bits of the ledger's `veto`; a published bit never changes its meaning.
 
-    Ranges: 0-4 quality of the line itself; 5-9 over-densities (observed frame, lens frame, fibre, plate, night);
-    10-14 other identities of the line ([OII], a line of the galaxy, ...); 15-17 profile (skewness); 18-22 evidence
-    from elsewhere (neighbour fibres, repeats, cosmic rays); 23-25 false-alarm rate; 26-29 human verdicts.
+    Ranges: 0-4 quality of the line itself; 5-9 and 21 over-densities (observed frame, lens frame, fibre, plate, night;
+    the plate's own lines); 10-14 other identities of the line ([OII], a line of the galaxy, ...); 15-17 profile
+    (skewness); 18-22 but 21 evidence from elsewhere (neighbour fibres, repeats, cosmic rays); 23-25 false-alarm rate;
+    26-29 human verdicts.
     """
 
     LINE_PEAK = 1 << 0
@@ -48,9 +49,10 @@ class Veto(IntFlag):
     HUMAN = 1 << 26
 
 
-# Steps of the funnel, in its order: name, first and last bit.
-STAGES = (("line quality", 0, 4), ("over-densities", 5, 9), ("profile", 15, 17), ("identity", 10, 14),
-          ("other spectra", 18, 22), ("false-alarm rate", 23, 25), ("people", 26, 29))
+# Steps of the funnel, in its order, and the numbers of their bits.
+STAGES = {"line quality": range(5), "over-densities": (*range(5, 10), 21), "profile": range(15, 18),
+          "identity": range(10, 15), "other spectra": (18, 19, 20, 22), "false-alarm rate": range(23, 26),
+          "people": range(26, 30)}
 # What Li et al. (2018) had left of their 536 hits that were not known before, by the same steps.
 REFERENCE = {"hits": 536, "line quality": 124, "over-densities": 47, "profile": 21, "identity": 5}
 
@@ -77,8 +79,8 @@ class Cut:
 
     @property
     def stage(self) -> str:
-        """The step of the funnel that it belongs to, by the range of its bit."""
-        return next(name for name, low, high in STAGES if low <= self.bit.bit_length() - 1 <= high)
+        """The step of the funnel that it belongs to, by its bit."""
+        return next(name for name, bits in STAGES.items() if self.bit.bit_length() - 1 in bits)
 
     def passes(self, vetting: config.Vetting) -> Column:
         """True or False for every row; False where a measured column is null or NaN."""
