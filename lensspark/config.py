@@ -173,6 +173,7 @@ class Vetting:
     overdensity_grow: int = _field(**_between(0, 10))
     max_overdensity: float = _field(**_between(0, 1e6))
     min_p_overdensity: float = _field(**_between(0, 1))
+    overdensity_poisson: bool = _field()
     same_wave_px: float = _field(**_between(0, 100))
     min_p_same_wave: float = _field(**_between(0, 1))
     neighbour_fibres: int = _field(**_between(0, 10))

@@ -20,6 +20,7 @@ def test_paper_configuration_is_the_papers():
     paper = config.load([str(config.resource("conf/paper.toml"))])
     assert (paper.loss.kind, paper.training.epochs, paper.score.threshold) == ("focal", 20, 0.5)
     assert paper.input.channels == ("flux",) and paper.input.sky_lines == ()
+    assert paper.vetting.overdensity_grow == 1 and not paper.vetting.overdensity_poisson
 
 
 def test_files_overlay_in_order_and_settings_win(tmp_path):

@@ -37,13 +37,15 @@ def counted(vetting: Vetting) -> Column:
     return F.coalesce(line & clear, F.lit(False)) & F.col("known_lens").isNull()
 
 
-def excess(counts: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """By how many sigma `counts` are above `expected`: (n - m) / sqrt(m), but never more than Poisson's tail says.
+def excess(counts: np.ndarray, expected: np.ndarray, capped: bool = True) -> np.ndarray:
+    """By how many sigma `counts` are above `expected`: (n - m) / sqrt(m), if `capped` no more than Poisson's tail says.
 
     The published 4 sigma over a median of 1 is 6 lines in a bin, which chance gives one bin in 1,700; the normal
     deviate of the same Poisson probability (8 lines) keeps the meaning of "4 sigma" where counts are small.
     """
     above = (counts - expected) / np.sqrt(expected)
+    if not capped:
+        return above
     tail = norm.isf(np.maximum(poisson.sf(counts - 1, expected), 1e-300))
     return np.where(counts > expected, np.minimum(above, tail), above)
 
@@ -63,7 +65,7 @@ def histogram(counts: dict[int, int], settings: Vetting, frame: str, span: tuple
     n = np.array([counts.get(int(b), 0) for b in bins])
     median = median_filter(n.astype(float), size=settings.overdensity_median_bins, mode="reflect")
     median = np.maximum(median, MEDIAN_FLOOR)
-    above = excess(n, median)
+    above = excess(n, median, settings.overdensity_poisson)
     grown = maximum_filter1d(above, 2 * settings.overdensity_grow + 1, mode="nearest")
     width = settings.overdensity_bin_px * DLOGLAM
     return pd.DataFrame({
@@ -140,7 +142,7 @@ def group_excess(spectra: pd.Series, found: pd.Series, frame: str, settings: Vet
     n = found.reindex(spectra.index, fill_value=0).to_numpy()
     expected = spectra.to_numpy() * (n.sum() / max(spectra.sum(), 1))
     probability = poisson.sf(n - 1, expected)  # of n or more
-    above = np.where(expected > 0, excess(n, np.where(expected > 0, expected, 1.0)), 0.0)
+    above = np.where(expected > 0, excess(n, np.where(expected > 0, expected, 1.0), settings.overdensity_poisson), 0.0)
     return pd.DataFrame({
         "frame": frame, "bin": spectra.index.to_numpy(), "value": spectra.index.to_numpy().astype(float), "n": n,
         "expected": expected, "excess": above, "probability": probability,
