@@ -108,7 +108,7 @@ def _measure(spark: Any, model: Model, config: Config) -> Callable:
             if len(rows):
                 planes = [_stack(column, rows, n_pix) for column in (flux, ivar, and_mask)]
                 numbers = [column.to_numpy()[rows] for column in (z_lens, loglam0, role)]
-                found, scorable[rows] = _search(score_batch, planes, *numbers, config.vetting.min_line_snr)
+                found, scorable[rows] = _search(score_batch, planes, *numbers, n_pix, config.vetting.line_hits_snr)
                 for name, values in found.items():
                     out[name][rows] = values
             yield pd.DataFrame({**out, "scorable": scorable}).astype({"n_line_hits": "Int32", "scorable": "boolean"})

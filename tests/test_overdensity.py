@@ -191,6 +191,31 @@ def test_known_lenses_of_any_table(shared_data, tmp_path):
         assert known.read_table(str(tmp_path / name)).iloc[0].tolist() == ["x", 1.5, -2.5, -1, -1, -1]
 
 
+def test_a_table_without_rows_is_an_empty_one(tmp_path):
+    from astropy.table import Table
+
+    (tmp_path / "a.csv").write_text("name,ra,dec\n")
+    Table({"ra": np.zeros(0), "dec": np.zeros(0), "name": np.zeros(0, "U1")}).write(tmp_path / "a.fits")
+    for name in ("a.csv", "a.fits"):
+        empty = known.read_table(str(tmp_path / name))
+        assert list(empty.columns) == known.COLUMNS and empty.empty
+    (tmp_path / "b.csv").write_text("name,ra,dec\nx,1,2\n")
+    both = known.read_known((str(tmp_path / "a.csv"), str(tmp_path / "b.csv")))
+    assert (both["name"] == "x").sum() == 1
+
+
+def test_lenscat_is_read_where_it_is_installed_and_never_imported(tmp_path, monkeypatch):
+    package = tmp_path / "lenscat"
+    (package / "data").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('lenscat must not be imported')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert known.installed() is None, "a package without its table"
+    (package / "data/catalog.csv").write_text("name,RA [deg],DEC [deg],type\nJ0029+2544,7.36417,25.73383,galaxy\n")
+    assert known.installed() == str(package / "data/catalog.csv")
+    got = known.read_known(())
+    assert got[["name", "ra", "dec"]].to_numpy().tolist() == [["J0029+2544", 7.36417, 25.73383]]
+
+
 def test_sexagesimal_positions_and_spectra_in_names(tmp_path):
     (tmp_path / "a.csv").write_text("name,ra,dec\n6281-56295-811 | J0029,00:29:27.4,+25:44:01.8\nno spectrum,,\n")
     got = known.read_table(str(tmp_path / "a.csv"))

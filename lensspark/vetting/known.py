@@ -79,8 +79,9 @@ def read_table(path: str) -> pd.DataFrame:
             frame[what] = np.ma.filled(np.ma.asarray(found[what]).astype("i8"), -1)
     else:
         matches = [SPECTRUM.search(name) for name in frame["name"]]
-        frame[list(key)] = [[int(part) for part in m.groups()] if m else [-1] * 3 for m in matches]
-    if frame["ra"].isna().all() and (frame["plate"] < 0).all():
+        numbers = [[int(part) for part in m.groups()] if m else [-1] * 3 for m in matches]
+        frame[list(key)] = np.array(numbers, "i8").reshape(-1, 3)  # a table may have no rows
+    if len(frame) and frame["ra"].isna().all() and (frame["plate"] < 0).all():
         raise ValueError(f"vetting.known_lenses: {path}: has columns {table.colnames}; expected positions (ra, dec) or "
                          "spectra (plate, mjd, fiberid)")
     frame["name"] = np.where(frame["name"].isin(["", "--"]), "unnamed", frame["name"])
