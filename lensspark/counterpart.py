@@ -1,6 +1,7 @@
 """The counterpart of a line in another spectrum: is there light at this wavelength in a neighbour or a repeat?
 
-The continuum is a straight line through the pixels around, so that galaxies, stars and sky fibres are measured alike.
+The continuum is a straight line through the pixels around, so that galaxies and sky fibres are measured alike; what is
+known better, as a star's absorption lines, is taken off before.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ CUTOUT_PX = 32         # on each side of the line
 CONTINUUM_PX = (9, 28)  # distances from the line between which the continuum is fitted: 600-1900 km/s
 
 
-def counterpart(flux: np.ndarray, ivar: np.ndarray, loglam0: np.ndarray, wave: np.ndarray, half_px: float
-                ) -> dict[str, np.ndarray]:
+def counterpart(flux: np.ndarray, ivar: np.ndarray, loglam0: np.ndarray, wave: np.ndarray,
+                half_px: float | np.ndarray) -> dict[str, np.ndarray]:
     """The strongest line within `half_px` pixels of `wave` in each of n spectra: at_flux, at_flux_err, at_snr, (n,).
 
+    half_px, (n,) or one for all: 0 measures at `wave` itself; the maximum within 3 px of noise alone is +0.7.
     flux, ivar (n, n_pix), ivar 0 where unusable; loglam0 (n,): log10 wavelength of the first pixel; wave (n,):
     Angstrom. A Gaussian of sigma 2.2 px above a straight continuum, fluxes in 1e-17 erg/s/cm2 as `line_flux`; NaN
     where nothing is measured at `wave`, or no continuum beside it.
@@ -38,7 +40,8 @@ def counterpart(flux: np.ndarray, ivar: np.ndarray, loglam0: np.ndarray, wave: n
     residual = cut - _continuum(cut, weight, offset)
     amplitude, inverse = matched_filter.amplitude(residual, weight, matched_filter.CLASSICAL_SIGMA)
     snr = amplitude * np.sqrt(inverse)
-    near = np.abs(offset + (centre - np.where(known, where, 0))[:, None]) <= max(half_px, 0.5)
+    reach = np.broadcast_to(np.maximum(half_px, 0.5), n)[:, None]
+    near = np.abs(offset + (centre - np.where(known, where, 0))[:, None]) <= reach
     usable = near & (weight > 0)  # a masked pixel is not a place where no line is
     best = np.where(usable, snr, -np.inf).argmax(axis=1)
     rows = np.arange(n)

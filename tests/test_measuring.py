@@ -99,6 +99,37 @@ def test_a_hit_that_could_not_be_read_again_fails_and_a_contradicted_one_too(gat
     assert veto[500] & Veto.REPEAT and veto[10] & Veto.NEIGHBOUR and not veto[10] & Veto.REPEAT
 
 
+def test_repeats_of_nothing_add_nothing_and_neighbours_are_the_maximum():
+    """Pure noise: S/N 0 on average at the hit's own wavelength, +0.7 as the maximum within 3 px."""
+    n, n_pix = 600, 400
+    rng = np.random.default_rng(3)
+    batch = pd.DataFrame({name: [0] * n for name in (*measuring.KEY, *measuring.HIT_KEY)})
+    batch = batch.assign(role=np.where(np.arange(n) < n // 2, measuring.REPEAT, measuring.NEIGHBOUR), loglam0=3.58,
+                         line_wave=10 ** (3.58 + 0.02003), line_flux=10.0, z_lens=0.5, vdisp=200.0, vdisp_err=20.0)
+    batch["class"] = "GALAXY"
+    for name in measuring.PLANES:
+        fill = {"flux": rng.normal(size=(n, n_pix)), "ivar": np.ones((n, n_pix)), "wdisp": np.ones((n, n_pix))}
+        batch[name] = list(fill.get(name, np.zeros((n, n_pix))).astype("i4" if name == "and_mask" else "f4"))
+    snr = measuring._measure(batch, make_model(), SETTINGS.vetting).groupby(batch["role"])["at_snr"].mean()
+    assert abs(snr[measuring.REPEAT]) < 0.2 and snr[measuring.NEIGHBOUR] > 0.5
+
+
+def test_a_stars_absorption_lines_are_no_line_between_them_and_a_galaxys_emission_line_is_one():
+    n_pix, x = 400, np.arange(400)
+    dips = 40 - 20 * (np.exp(-0.5 * ((x - 190) / 5) ** 2) + np.exp(-0.5 * ((x - 212) / 5) ** 2))
+    line = 10 * np.exp(-0.5 * ((x - 201) / 2.2) ** 2)
+    rows = [("STAR", dips, dips), ("GALAXY", dips, dips), ("GALAXY", 40 + line, 40 + line), ("STAR", 40 + line, 0 * x)]
+    batch = pd.DataFrame({name: [0] * 4 for name in (*measuring.KEY, *measuring.HIT_KEY)})
+    batch = batch.assign(role=measuring.NEIGHBOUR, loglam0=3.58, line_wave=10 ** (3.58 + 0.0201), line_flux=10.0,
+                         z_lens=0.5, vdisp=200.0, vdisp_err=20.0)
+    batch["class"], batch["flux"], batch["model"] = (list(part) for part in zip(*rows, strict=True))
+    for name in ("ivar", "wdisp", "and_mask"):
+        batch[name] = [np.full(n_pix, name != "and_mask", dtype="i4" if name == "and_mask" else "f4")] * 4
+    snr = measuring._measure(batch, make_model(), SETTINGS.vetting)["at_snr"].to_numpy()
+    assert abs(snr[0]) < 0.1 and snr[1] > 6, "without its model the star has a line"
+    assert snr[2] > 10 and snr[3] > 10, "what leaks must not go with the model"
+
+
 def test_no_hits_no_reading(spark, survey):
     scored = schema.SCORED.conform(spark.createDataFrame([], schema.SCORED.struct_type()))
     wanted = measuring.targets(scored, SETTINGS)

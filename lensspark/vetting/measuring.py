@@ -73,7 +73,7 @@ def _spectrograph(fiberid: str) -> Column:
 
 
 def read_targets(spark: SparkSession, spectra: str, wanted: DataFrame, config: Config) -> DataFrame | None:
-    """The pixels of `wanted` (TARGETS): its columns, `loglam0` and PLANES; None if nothing is wanted.
+    """The pixels of `wanted` (TARGETS): its columns, `class`, `loglam0` and PLANES; None if nothing is wanted.
 
     A spectrum that cannot be read has no row.
     """
@@ -84,7 +84,7 @@ def read_targets(spark: SparkSession, spectra: str, wanted: DataFrame, config: C
                "keys": ",".join("-".join(map(str, key)) for key in keys),
                "target_partition_mb": config.read.target_partition_mb, "max_rows_per_batch": 64}
     pixels = spark.read.format("boss").options(**options).load(spectra).where("reason IS NULL")
-    return pixels.select(*KEY, "loglam0", *PLANES).join(F.broadcast(wanted), on=KEY, how="inner")
+    return pixels.select(*KEY, "class", "loglam0", *PLANES).join(F.broadcast(wanted), on=KEY, how="inner")
 
 
 def measure_targets(pixels: DataFrame, model: Model, config: Config) -> DataFrame:
@@ -109,7 +109,12 @@ def _measure(batch: pd.DataFrame, model: Model, vetting: Any) -> pd.DataFrame:
     planes = {name: measure.pad(list(batch[name])) for name in PLANES}
     good = np.where((planes["and_mask"] & _bits(model.input.bad_pixel_bits)) == 0, planes["ivar"], 0)
     loglam0, wave = batch["loglam0"].to_numpy(), batch["line_wave"].to_numpy(float)
-    out = out.assign(**counterpart(planes["flux"], good, loglam0, wave, vetting.repeat_max_px))
+    # The model of a neighbour that is a galaxy has the very line that leaks; no other model has a foreign line.
+    beside = (batch["role"] == NEIGHBOUR).to_numpy()
+    modelled = ~beside | (batch["class"] == "STAR").to_numpy()
+    light = planes["flux"] - np.where(modelled[:, None] & np.isfinite(planes["model"]), planes["model"], 0)
+    reach = np.where(beside, vetting.neighbour_max_px, 0.0)
+    out = out.assign(**counterpart(light, good, loglam0, wave, reach))
     hits = np.flatnonzero(batch["role"] == HIT)
     for name in measure.COLUMNS:
         out[name] = pd.Series(None, index=out.index, dtype=object if _VETTING[name].type == "string" else float)
