@@ -156,6 +156,7 @@ class Vetting:
     max_mask_fraction: float = _field(**_between(0, 1))
     max_line_hits: int = _field(**_between(1, 10_000))
     profile_half_width_px: int = _field(**_between(8, 100))
+    line_hits_snr: float = _field(**_between(-1e6, 1e6))
     noise_correlation: float = _field(**_between(0, 0.5))
     identity_priors: tuple[float, ...] = _field(**_between(0, 1), length=10)
     min_p_identity: float = _field(**_between(0, 1))

@@ -116,7 +116,7 @@ def compare(mock: dict[str, np.ndarray], score: Callable, settings: Config, firs
     visible (the line's peak falls on a usable pixel), and per detector its score and NAME_at, the pixel of its place.
     """
     prepared, p_line, heat = score(mock["flux"], mock["ivar"], mock["and_mask"], mock["z"])
-    found = measure_line(prepared, heat, mock["loglam0"], settings.vetting.min_line_snr)
+    found = measure_line(prepared, heat, mock["loglam0"], settings.vetting.line_hits_snr)
     classical, classical_at = classical_search(prepared)
     at = pixel(np.where(np.isnan(mock["line_wave"]), 4000.0, mock["line_wave"])) - first
     nearest = np.clip(np.rint(at).astype(int), 0, prepared.ivar.shape[1] - 1)

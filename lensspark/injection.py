@@ -104,7 +104,7 @@ def inject(spectra: dict[str, np.ndarray], score: Callable, settings: Config, fi
         shape *= amount.astype(np.float32)[:, None]
         flux, ivar = with_light(flux, ivar, shape, wavelength(first + np.arange(n_pix)))
     prepared, p_line, heat = score(flux, ivar, spectra["and_mask"], search_redshift(spectra["z"]))
-    found = measure_line(prepared, heat, spectra["loglam0"], settings.vetting.min_line_snr)
+    found = measure_line(prepared, heat, spectra["loglam0"], settings.vetting.line_hits_snr)
     p_line = ranked(p_line, found["line_snr"])
     near = np.abs(pixel(found["line_wave"]) - first - at) <= POSITION_PX
     hit = (p_line > settings.score.threshold) & prepared.scorable

@@ -108,7 +108,7 @@ def test_scores_are_those_of_the_pure_functions(finished, survey):
     rows = np.searchsorted(spectra.columns["fiberid"], scored["fiberid"])
     planes = [spectra.planes[name][rows] for name in ("flux", "ivar", "and_mask")]
     prepared, p_line, heat = score(*planes, np.array(spectra.columns["z"])[rows])
-    found = measure_line(prepared, heat, np.array(spectra.columns["loglam0"])[rows], run.config.vetting.min_line_snr)
+    found = measure_line(prepared, heat, np.array(spectra.columns["loglam0"])[rows], run.config.vetting.line_hits_snr)
     np.testing.assert_allclose(scored["p_line"], ranked(p_line, found["line_snr"]), atol=1e-5)
     for name in ("line_wave", "line_snr", "line_flux", "line_flux_err", "line_peak", "line_mask_fraction"):
         np.testing.assert_allclose(scored[name], found[name], rtol=1e-4, atol=1e-4, err_msg=name)
@@ -164,6 +164,48 @@ def test_a_higher_threshold_never_adds_hits(spark, survey, settings, finished, t
     low, high = (hits[0], hits[1]) if threshold > 0.5 else (hits[1], hits[0])
     assert high <= low and hits[0] != hits[1]
     assert run.run_id != finished[2].run_id
+
+
+def test_a_higher_line_snr_never_adds_a_candidate(spark, survey, settings, tmp_path):
+    """Peaks are counted by a floor of their own: the limit of the S/N must not loosen that of their number."""
+    loose = ("vetting.max_line_hits=1", "vetting.min_line_peak=-1e6", "vetting.max_mask_fraction=1")
+    low, high = (search(spark, survey, tmp_path / f"{limit}", *settings, *loose, f"vetting.min_line_snr={limit}")
+                 and ledger_of(tmp_path / f"{limit}") for limit in (3, 8))
+    pd.testing.assert_series_equal(low["n_line_hits"], high["n_line_hits"])
+    assert low["n_line_hits"].max() > 0 and not (high["veto"].eq(0) & low["veto"].ne(0)).any()
+
+
+def test_the_shifted_search_is_that_of_the_pixels_redwards(spark, survey, settings, finished, tmp_path):
+    from lensspark.boss import read_unit
+    from lensspark.locate import measure_line, ranked
+
+    share = ("score.null_fraction=0.3", "score.null_shift_fraction=0.3")
+    _, run = search(spark, survey, tmp_path / "run", *settings, *share)
+    ledger, first, n_pix = ledger_of(tmp_path / "run"), *run.model.pixels
+    shifted = ledger["shifted_p_line"].notna()
+    assert 5 < shifted.sum() < 0.6 * ledger["p_line"].notna().sum()
+    assert ledger.loc[shifted, "null_p_line"].isna().all(), "a spectrum is searched anew in one way"
+    assert (ledger.loc[shifted, "shifted_wave"] > 4999).all() and ledger["line_wave"].max() < 5001
+    nulls = json.loads((tmp_path / "run/run.json").read_text())["funnel"]["nulls"]
+    assert nulls["n_shifted"] == shifted.sum() and nulls["n_null"] == (ledger["p_line"] * ledger["null_p_line"]).count()
+    assert nulls["n_shifted_hits"] == (ledger["shifted_p_line"] > 0.5).sum()
+    same = ["p_line", "line_wave", "line_snr", "line_flux", "line_peak", "n_line_hits"]
+    search(spark, survey, tmp_path / "off", *settings, "score.null_shift_fraction=0")
+    off = ledger_of(tmp_path / "off")
+    pd.testing.assert_frame_equal(ledger[same], off[same], rtol=1e-4, atol=1e-5)
+    assert off["shifted_p_line"].isna().all()
+
+    chosen = ledger[shifted & (ledger["plate"] == 4001)]
+    unit = next(unit for unit in survey_files(str(survey)).units if unit.plate == 4001)
+    at = (first + n_pix) * 1e-4
+    spectra = read_unit(unit, ("flux", "ivar", "and_mask"), (10 ** (at - 5e-5), 10 ** (at + (n_pix - 0.5) * 1e-4)))
+    rows = np.searchsorted(spectra.columns["fiberid"], chosen["fiberid"])
+    planes = [spectra.planes[name][rows] for name in ("flux", "ivar", "and_mask")]
+    prepared, p_line, heat = inference.scorer(run.model, run.config)(*planes, chosen["z_lens"].to_numpy(), shifted=True)
+    found = measure_line(prepared, heat, np.full(len(chosen), at), 6.0)
+    np.testing.assert_allclose(chosen["shifted_p_line"], ranked(p_line, found["line_snr"]), atol=1e-4)
+    np.testing.assert_allclose(chosen["shifted_snr"], found["line_snr"], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(chosen["shifted_wave"], found["line_wave"], rtol=1e-6)
 
 
 def test_the_classical_sample(spark, survey, settings, tmp_path):

@@ -41,7 +41,7 @@ def test_its_card_says_what_it_is(model):
 
 def test_it_finds_bright_lines_where_they_are(plate, scored, settings):
     prepared, p_line, heat = scored
-    found = measure_line(prepared, heat, plate["loglam0"], settings.vetting.min_line_snr)
+    found = measure_line(prepared, heat, plate["loglam0"], settings.vetting.line_hits_snr)
     lya = np.flatnonzero((plate["kind"] == "lya") & (plate["z"] > 0.3))
     at = np.clip(np.rint(pixel(plate["line_wave"][lya]) - 1e4 * plate["loglam0"][lya]).astype(int), 0, 1191)
     lya = lya[prepared.ivar[lya, at] > 0]

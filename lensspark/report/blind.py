@@ -107,7 +107,7 @@ def _measured(run: Run, pixels: Pixels, hosts: pd.DataFrame) -> pd.DataFrame:
     """`hosts` as schema.CANDIDATES with what the search measures in `pixels`; nothing of what the ledger measured."""
     prepared, p_line, heat = spectra.score(run, pixels, hosts["z_lens"].to_numpy(float))
     loglam0 = np.full(len(pixels), run.model.pixels[0] * DLOGLAM)
-    found = measure_line(prepared, heat, loglam0, run.config.vetting.min_line_snr)
+    found = measure_line(prepared, heat, loglam0, run.config.vetting.line_hits_snr)
     found["p_line"] = ranked(p_line, found["line_snr"])
     rows = hosts[[column.name for column in (*schema.KEY, *schema.CATALOGUE, *schema.SELECTION)]].copy()
     arrays, settings = spectra.arguments(run, pixels, rows.assign(line_wave=found["line_wave"]))
