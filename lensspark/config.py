@@ -147,6 +147,7 @@ class Score:
     null_fraction: float = _field(**_between(0, 1))
     null_seed: int = _field(**_between(0, 2**31 - 1))
     null_sky: bool = _field()
+    null_shift_fraction: float = _field(**_between(0, 1))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ The pandas UDF gets batches of spectra and hands numpy arrays to the pure functi
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,12 +14,13 @@ import pandas as pd
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from lensspark import engine, schema
+from lensspark import engine, lines, schema
 from lensspark.config import Config
+from lensspark.eigen import DLOGLAM
 from lensspark.locate import measure_line, ranked
 from lensspark.model import Model
 from lensspark.session import share
-from lensspark.spectrum import Prepared, prepare
+from lensspark.spectrum import Prepared, prepare, wavelength
 
 INPUT = ("flux", "ivar", "and_mask", "z_lens", "loglam0")
 TOO_FEW_PIXELS = "too_few_usable_pixels"  # beside the sample's criteria in not_selected_because
@@ -26,6 +28,11 @@ _SCORABLE = schema.Column("scorable", "boolean", "enough usable pixels")
 _OUTPUT = schema.Table("measured", (*schema.LINE, *schema.NULLS, _SCORABLE))
 _NUMBERS = tuple(column.name for column in schema.LINE + schema.NULLS)
 _NULL_OF = {"null_p_line": "p_line", "null_wave": "line_wave", "null_snr": "line_snr"}
+_SHIFTED_OF = {"shifted_p_line": "p_line", "shifted_wave": "line_wave", "shifted_snr": "line_snr"}
+# What the pixels redwards of the window have more of, and no null search should find: the lens's Balmer lines, [OIII]
+# and Ca H and K, and the strongest lines of the night sky (within 8 px lie the bands that eBOSS masks).
+SHIFTED = {"lens_lines": tuple(dict.fromkeys((*lines.LENS_LINES, *lines.LENS_EMISSION))),
+           "sky_lines": tuple(sum(band) / 2 for band in lines.SKY_BANDS), "sky_line_half_width_px": 8}
 
 Scorer = Callable[..., tuple[Prepared, np.ndarray, np.ndarray]]
 
@@ -33,13 +40,16 @@ Scorer = Callable[..., tuple[Prepared, np.ndarray, np.ndarray]]
 def scorer(model: Model, config: Config) -> Scorer:
     """A function (flux, ivar, and_mask, z_lens) -> (Prepared, p_line (n,), heat (n, n_cells)) of n spectra.
 
-    flux, ivar, and_mask: (n, n_pix) on the model's window; z_lens: (n,).
+    flux, ivar, and_mask: (n, n_pix) on the model's window, or with `shifted=True` on as many pixels redwards of it;
+    z_lens: (n,).
     """
     run = engine.engine_for(model, config.score.engine, config.score.precision, config.score.batch_size)
-    first, _ = model.pixels
+    first, n_pix = model.pixels
+    elsewhere = dataclasses.replace(model.input, **SHIFTED)
 
-    def score(flux, ivar, and_mask, z_lens) -> tuple[Prepared, np.ndarray, np.ndarray]:
-        prepared = prepare(flux, ivar, and_mask, z_lens, model.basis, model.input, first)
+    def score(flux, ivar, and_mask, z_lens, shifted=False) -> tuple[Prepared, np.ndarray, np.ndarray]:
+        where = (elsewhere, first + n_pix) if shifted else (model.input, first)
+        prepared = prepare(flux, ivar, and_mask, z_lens, model.basis, *where)
         return prepared, *run(prepared.channels)
 
     return score
@@ -59,12 +69,23 @@ def _scorer_once(files: dict[str, bytes], sha256: str, config: Config) -> Scorer
     return _scorers[key]
 
 
+def read_window(model: Model, config: Config) -> tuple[float, float]:
+    """(low, high) in Angstrom of what `score` takes: the model's pixels, twice as many for the shifted search."""
+    first, n_pix = model.pixels
+    last = first + n_pix * _windows(config) - 1
+    return float(wavelength(first - 0.5)), float(wavelength(last + 0.5))
+
+
+def _windows(config: Config) -> int:
+    return 2 if config.score.null_shift_fraction > 0 else 1
+
+
 def score(df: DataFrame, model: Model, config: Config) -> DataFrame:
-    """`df` (selected spectra in the model's window) as schema.SCORED: LINE and NULLS measured, pixels dropped.
+    """`df` (selected spectra in `read_window`) as schema.SCORED: LINE and NULLS measured, pixels dropped.
 
     Only rows with `selected` are scored; one with too few usable pixels stops being selected and says so. A random
-    `score.null_fraction` of them is scored upside down too, and sky fibres as they are: both only fill NULLS. Raises
-    ValueError if the engine is not installed on the driver.
+    `score.null_fraction` of them is scored upside down too, `score.null_shift_fraction` redwards of the window, and sky
+    fibres as they are: all of this only fills NULLS. Raises ValueError if the engine is not installed on the driver.
     """
     engine.choose(config.score.engine)
     role = roles(config)
@@ -81,13 +102,16 @@ def score(df: DataFrame, model: Model, config: Config) -> DataFrame:
 
 
 def roles(config: Config) -> Column:
-    """What is to be done with a row: `score`, `both` (and once more upside down), `null` (a sky fibre), else null.
+    """What is to be done with a row: `score`, `both` (and once more upside down), `shifted` (and once more redwards of
+    the window), `null` (a sky fibre), else null.
 
-    Which rows are `both` depends on key and seed alone, not on the order or the partitions.
+    Which rows are `both` or `shifted` depends on key and seed alone, not on the order or the partitions.
     """
     key = [F.col(column.name) for column in schema.KEY]
-    drawn = F.pmod(F.xxhash64(F.lit(config.score.null_seed), *key), F.lit(2**31)) < config.score.null_fraction * 2**31
-    role = F.when(F.col("selected"), F.when(drawn, "both").otherwise("score"))
+    drawn = F.pmod(F.xxhash64(F.lit(config.score.null_seed), *key), F.lit(2**31)) / 2**31
+    flipped, shifted = config.score.null_fraction, config.score.null_fraction + config.score.null_shift_fraction
+    again = F.when(drawn < flipped, "both").when(drawn < shifted, "shifted")
+    role = F.when(F.col("selected"), F.coalesce(again, F.lit("score")))
     if config.score.null_sky:
         sky = F.col("reason").isNull() & (F.upper(F.trim("objtype")) == "SKY") & F.col("z_lens").isNotNull()
         role = role.when(sky, "null")
@@ -96,7 +120,7 @@ def roles(config: Config) -> Column:
 
 def _measure(spark: Any, model: Model, config: Config) -> Callable:
     shared = share(spark, model.files)
-    sha256, (_, n_pix) = model.sha256, model.pixels
+    sha256, (_, n_pix), windows = model.sha256, model.pixels, _windows(config)
 
     @F.pandas_udf(_OUTPUT.ddl)
     def measure(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
@@ -106,7 +130,7 @@ def _measure(spark: Any, model: Model, config: Config) -> Callable:
             out = {name: np.full(len(role), np.nan) for name in _NUMBERS}
             scorable = np.full(len(role), None, dtype=object)
             if len(rows):
-                planes = [_stack(column, rows, n_pix) for column in (flux, ivar, and_mask)]
+                planes = [_stack(column, rows, windows * n_pix) for column in (flux, ivar, and_mask)]
                 numbers = [column.to_numpy()[rows] for column in (z_lens, loglam0, role)]
                 found, scorable[rows] = _search(score_batch, planes, *numbers, n_pix, config.vetting.line_hits_snr)
                 for name, values in found.items():
@@ -117,23 +141,34 @@ def _measure(spark: Any, model: Model, config: Config) -> Callable:
 
 
 def _search(score_batch: Scorer, planes: list[np.ndarray], z_lens: np.ndarray, loglam0: np.ndarray, role: np.ndarray,
-            min_snr: float) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """LINE and NULLS columns, NaN where a row's role asks for none or it is not scorable; and what is scorable."""
-    def lines(rows: np.ndarray, flux: np.ndarray) -> tuple[Prepared, dict[str, np.ndarray]]:
-        prepared, p_line, heat = score_batch(flux, planes[1][rows], planes[2][rows], z_lens[rows])
-        found = measure_line(prepared, heat, loglam0[rows], min_snr)
+            n_pix: int, min_snr: float) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """LINE and NULLS columns, NaN where a row's role asks for none or it is not scorable; and what is scorable.
+
+    planes: flux, ivar, and_mask on the window's `n_pix` pixels, and on as many beyond where some role is `shifted`.
+    """
+    def find(rows: np.ndarray, planes: list[np.ndarray], **where: bool) -> tuple[Prepared, dict[str, np.ndarray]]:
+        prepared, p_line, heat = score_batch(*planes, z_lens[rows], **where)
+        found = measure_line(prepared, heat, loglam0[rows] + (n_pix * DLOGLAM if where else 0), min_snr)
         found["p_line"] = ranked(p_line, found["line_snr"])
         return prepared, {name: np.where(prepared.scorable, values, np.nan) for name, values in found.items()}
 
-    prepared, own = lines(np.arange(len(role)), planes[0])
+    inside = [plane[:, :n_pix] for plane in planes]
+    prepared, own = find(np.arange(len(role)), inside)
     found = {name: np.where(role == "null", np.nan, values) for name, values in own.items()}
     found |= {null: np.where(role == "null", own[name], np.nan) for null, name in _NULL_OF.items()}
     both = np.flatnonzero(role == "both")
     if len(both):
         # Upside down about its galaxy's model: noise and template residuals look alike, no emission line does.
-        _, flipped = lines(both, 2 * prepared.model[both] - planes[0][both])
+        flux, *others = (plane[both] for plane in inside)
+        _, flipped = find(both, [2 * prepared.model[both] - flux, *others])
         for null, name in _NULL_OF.items():
             found[null][both] = flipped[name]
+    away = np.flatnonzero(role == "shifted")
+    if len(away):
+        _, beyond = find(away, [plane[away, n_pix:] for plane in planes], shifted=True)
+        for null, name in _SHIFTED_OF.items():
+            found[null] = np.full(len(role), np.nan)
+            found[null][away] = beyond[name]
     return found, prepared.scorable
 
 
@@ -142,5 +177,5 @@ def _stack(column: pd.Series, rows: np.ndarray, n_pix: int) -> np.ndarray:
     arrays = column.to_numpy()[rows]
     lengths = {len(array) for array in arrays}
     if lengths != {n_pix}:
-        raise ValueError(f"{column.name}: spectra of {sorted(lengths)} pixels, expected {n_pix} as the model's window")
+        raise ValueError(f"{column.name}: spectra of {sorted(lengths)} pixels, expected {n_pix} as `read_window` has")
     return np.stack(arrays)

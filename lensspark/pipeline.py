@@ -215,8 +215,8 @@ def publish(spark: SparkSession, run: Run, funnel: dict[str, Any]) -> int:
 
 
 def read_selected(spark: SparkSession, run: Run) -> DataFrame:
-    """Every spectrum of the survey in the model's window, with the selection's columns; faults as rows."""
-    read, (low, high) = run.config.read, run.model.window
+    """Every spectrum of the survey in the search's pixels, with the selection's columns; faults as rows."""
+    read, (low, high) = run.config.read, inference.read_window(run.model, run.config)
     options = {"layout": read.layout, "window": f"{low!r},{high!r}", "target_partition_mb": read.target_partition_mb,
                "max_rows_per_batch": read.max_rows_per_batch}
     return select(spark.read.format("boss").options(**options).load(run.spectra), run.config.selection)

@@ -148,6 +148,9 @@ NULLS = (
     Column("null_wave", "double", "wavelength of its line", "Angstrom", "em.wl.central"),
     Column("null_snr", "double", "matched-filter S/N of its line", ucd="stat.snr"),
 )
+    Column("shifted_p_line", "double", "network's score of the pixels redwards of the window", ucd="stat.probability"),
+    Column("shifted_wave", "double", "wavelength of the line there", "Angstrom", "em.wl.central"),
+    Column("shifted_snr", "double", "matched-filter S/N of the line there", ucd="stat.snr"),
 
 HIT = (Column("is_hit", "boolean", "p_line is above the threshold", ucd="meta.code"),)
 
@@ -245,7 +248,8 @@ OVERDENSITY = Table("overdensity", (
 # What the pass over the pixels leaves behind: the ledger before vetting, with the quarantine's rows still in it.
 SCORED = Table("scored", KEY + CATALOGUE + SELECTION + LINE + NULLS + PROVENANCE + FAULT)
 
-# The reference's Table 1 columns lead: name, position, redshifts, magnitude, line flux, skewness.
+# Name and rank, then the columns of the reference's Table 1: position, redshifts, magnitude, line flux, skewness.
+_TABLE_1 = ("ra", "dec", "z_lens", "z_source", "mag_i", "profile_flux", "alpha")
 CANDIDATES = Table(
     "candidates",
     (

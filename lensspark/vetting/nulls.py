@@ -7,6 +7,9 @@ of "all hits of score t or more" is (expected number of null hits) / (number of 
 (Storey & Tibshirani 2003, PNAS 100, 9440). Few null hits are replaced by their Poisson upper limit of 84.1 % confidence
 (Gehrels 1986, ApJ 303, 336), so that a small run does not claim a rate that it cannot know.
 
+Another part is searched in the pixels redwards of the window (inference.py), where Lya is rare. Other lines of
+background galaxies are not, [OII] first of all: its hits bound the rate of noise and model from above, and make no q.
+
 The rate is that of noise and of the galaxy's model, hence hits that an over-density, a neighbour or a cosmic ray
 explains are not counted among hits and get 1. Lines above and below `q_snr_edge` have rates of their own (Efron 2008,
 Ann. Appl. Stat. 2, 197: separate classes).
@@ -99,7 +102,7 @@ def _flipped() -> Column:
 
 
 def null_facts(ledger: DataFrame, threshold: float) -> dict[str, int]:
-    """Scored spectra, those searched upside down and sky fibres, each with its hits and those of S/N 6 and more."""
+    """Scored spectra, those searched upside down or redwards, sky fibres, with hits, and those of S/N 6 and up."""
     sky = F.coalesce(F.upper(F.trim("objtype")) == "SKY", F.lit(False))
     sky_p = F.when(sky, F.coalesce("p_line", "null_p_line"))
     sky_snr = F.when(F.col("p_line").isNotNull(), F.col("line_snr")).otherwise(F.col("null_snr"))
@@ -111,8 +114,10 @@ def null_facts(ledger: DataFrame, threshold: float) -> dict[str, int]:
         hit = among & (p > threshold) & ~F.isnan(p)
         return [count(among), count(hit), count(hit & (snr >= 6) & ~F.isnan(snr))]
 
-    names = ("n_null", "n_null_hits", "n_null_hits_snr_6", "n_sky", "n_sky_hits", "n_sky_hits_snr_6")
+    names = [f"n_{kind}{what}" for kind in ("null", "shifted", "sky") for what in ("", "_hits", "_hits_snr_6")]
+    shifted = F.col("shifted_p_line")
     columns = [*hits(F.col("null_p_line"), F.col("null_snr"), _flipped()),
+               *hits(shifted, F.col("shifted_snr"), shifted.isNotNull()),
                *hits(sky_p, sky_snr, sky & sky_p.isNotNull())]
     row = ledger.agg(count(F.col("p_line").isNotNull()).alias("n_scored"),
                      *(column.alias(name) for name, column in zip(names, columns, strict=True))).first()
