@@ -255,8 +255,9 @@ CANDIDATES = Table(
     (
         Column("name", "string", "IAU name, truncated", ucd="meta.id;meta.main"),
         Column("rank", "int", "1 = most promising", ucd="meta.number"),
-    )
-    + LEDGER.columns,
+        *(column for name in _TABLE_1 for column in LEDGER.columns if column.name == name),
+        *(column for column in LEDGER.columns if column.name not in _TABLE_1),
+    ),
 )
 
 # What simulate.py knows of each mock spectrum.
