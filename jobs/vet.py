@@ -1,12 +1,13 @@
-"""Cut a finished run again, with other limits or with the grades that people gave: no spectrum is read.
+"""Cut a finished run again, with other limits or with the grades that people gave: nothing is measured again.
 
 1. Read RUN's ledger and configuration; lay --config, --set and the grades over them.
 2. Gather over-densities, false-alarm rates, known lenses and ranks anew; cut.
 3. Publish RUN2: ledger, candidates, overdensity, quarantine, report and run.json, as jobs/predict.py does.
 
-[vetting], [report], [limits] and score.threshold can be changed. What was measured in the spectra is kept; a lower
-threshold makes hits that were never measured, which fail every cut on such a measurement. The report has plots only
-where RUN's survey and model can still be read.
+score.threshold, [report], [limits] and the settings of [vetting] that are limits of cuts or work on the ledger's
+columns can be changed (docs/operations.md has the list); another one ends with exit code 2. What was measured in the
+spectra is kept; a lower threshold makes hits that were never measured, which fail every cut on such a measurement. The
+report reads its candidates' spectra again for its plots, where RUN's survey and model are still at hand.
 """
 
 import sys

@@ -6,12 +6,12 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lensspark import catalogue, config, grades, pipeline, schema
+from lensspark import catalogue, config, grades, identity, pipeline, schema
 from lensspark.catalogue import join
 from lensspark.config import Config
 from lensspark.model import Model
 from lensspark.pipeline import Run, spark_path
-from lensspark.vetting import evidence
+from lensspark.vetting import CUTS, evidence
 from lensspark.vetting.known import read_known
 
 if TYPE_CHECKING:
@@ -20,8 +20,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# What a re-cut may change: (section, keys or None for all of them).
-FREE = {"vetting": None, "score": ("threshold",), "report": None, "limits": None}
+# What a re-cut may change: section -> keys, or None for all of them. Of [vetting] these are the limits of the cuts and
+# what is made of the ledger's columns; everything else was used on spectra.
+FREE = {
+    "vetting": {*(cut.threshold for cut in CUTS), "min_p_identity", "overdensity_min_p_line", "overdensity_min_snr",
+                "overdensity_bin_px", "overdensity_median_bins", "overdensity_grow", "overdensity_poisson",
+                "same_wave_px", "q_snr_edge", "known_lenses", "known_lens_radius"},
+    "score": {"threshold"}, "report": None, "limits": None,
+}
 
 
 def plan(parent: str, out: str, files: list[str], settings: list[str], graded: str | None = None) -> Run:
@@ -80,9 +86,10 @@ def recut(spark: SparkSession, run: Run, parent: str) -> int:
     with run.stage(spark, "vet"):
         read = partial(_read, spark, parent)
         pipeline.write_quarantine(read(schema.QUARANTINE, "quarantine"), run)
-        rows = read(schema.LEDGER, "ledger").drop("is_hit", "veto", "run_id", "model_sha256", *evidence.COLUMNS)
+        rows = read(schema.LEDGER, "ledger").drop("veto", "run_id", "model_sha256", *evidence.COLUMNS)
         if run.grades is not None:
             rows = graded(rows, run.grades)
+        rows = identified(rows, run.config.vetting.min_p_identity).drop("is_hit")
         funnel = pipeline.write_verdicts(spark, rows, run, by_plate=True)
     return pipeline.publish(spark, run, funnel)
 
@@ -93,7 +100,10 @@ def _read(spark: SparkSession, parent: str, table: schema.Table, name: str) -> D
 
 
 def graded(rows: DataFrame, people: pd.DataFrame) -> DataFrame:
-    """`rows` with the grades and comments of `people` (grades.read), in place of those that they have for its keys."""
+    """`rows` with the grades and comments of `people` (grades.read), in place of those that they have for its keys.
+
+    Only hits get them: a grade for anything else is that of an injected fake, whose galaxy has no hit.
+    """
     from pyspark.sql import functions as F
 
     types = "plate int, mjd int, fiberid int, run2d string, new_grade string, new_comment string"
@@ -101,8 +111,19 @@ def graded(rows: DataFrame, people: pd.DataFrame) -> DataFrame:
     key = [column.name for column in schema.KEY]
     table = rows.sparkSession.createDataFrame(new[[*key, "new_grade", "new_comment"]], types)
     joined = rows.join(F.broadcast(table), on=key, how="left")
-    again = F.col("new_grade").isNotNull()
+    again = F.col("new_grade").isNotNull() & F.coalesce("is_hit", F.lit(False))
     return joined.withColumns({
         "grade": F.when(again, F.col("new_grade")).otherwise(F.col("grade")),
         "comment": F.when(again, F.col("new_comment")).otherwise(F.col("comment")),
     }).drop("new_grade", "new_comment")
+
+
+def identified(rows: DataFrame, min_p: float) -> DataFrame:
+    """`rows` with `identity` anew from their probabilities: the most probable, or undecided below `min_p`."""
+    from pyspark.sql import functions as F
+
+    best = F.greatest(*(F.col(f"p_{name}") for name in identity.NAMES))
+    name = F.coalesce(*(F.when(F.col(f"p_{name}") == best, name) for name in identity.NAMES))
+    named = F.when(best >= min_p, name).otherwise(identity.UNDECIDED)
+    measured = best.isNotNull() & ~F.isnan(best)
+    return rows.withColumn("identity", F.when(measured, named).otherwise(F.col("identity")))

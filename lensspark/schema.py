@@ -141,16 +141,17 @@ LINE = (
     Column("n_line_hits", "int", "separate matched-filter peaks above the S/N floor", ucd="meta.number"),
 )
 
-# The same search where no line can be: in the spectrum turned upside down, or in a sky fibre (inference.py).
+# The same search where no line can be, in the spectrum turned upside down or in a sky fibre, and where Lya is rare, in
+# as many pixels redwards of the window (inference.py).
 NULLS = (
     Column("null_p_line", "double", "network's score of the null spectrum: upside down, or a sky fibre's own",
            ucd="stat.probability"),
     Column("null_wave", "double", "wavelength of its line", "Angstrom", "em.wl.central"),
     Column("null_snr", "double", "matched-filter S/N of its line", ucd="stat.snr"),
-)
     Column("shifted_p_line", "double", "network's score of the pixels redwards of the window", ucd="stat.probability"),
     Column("shifted_wave", "double", "wavelength of the line there", "Angstrom", "em.wl.central"),
     Column("shifted_snr", "double", "matched-filter S/N of the line there", ucd="stat.snr"),
+)
 
 HIT = (Column("is_hit", "boolean", "p_line is above the threshold", ucd="meta.code"),)
 

@@ -159,8 +159,8 @@ def test_a_higher_threshold_never_adds_hits(spark, survey, settings, finished, t
     ledger = ledger_of(finished[0])
     threshold = float(ledger["p_line"].median())
     _, run = search(spark, survey, tmp_path / "run", *settings, f"score.threshold={threshold}")
-    hits = [set(frame[frame["is_hit"] == True]["fiberid"]) for frame in  # noqa: E712
-            (ledger, ledger_of(tmp_path / "run"))]
+    hits = [set(frame.loc[frame["is_hit"] == True, KEY].itertuples(index=False, name=None))  # noqa: E712
+            for frame in (ledger, ledger_of(tmp_path / "run"))]
     low, high = (hits[0], hits[1]) if threshold > 0.5 else (hits[1], hits[0])
     assert high <= low and hits[0] != hits[1]
     assert run.run_id != finished[2].run_id

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from synthetic_run import write_run
 
-from lensspark import catalogue, recut, schema
-from lensspark.vetting import Veto
+from lensspark import catalogue, config, identity, recut, schema
+from lensspark.vetting import CUTS, Veto
 
 KEY = [column.name for column in schema.KEY]
 LOOSE = ("vetting.max_sn_oii_veto=5", "vetting.min_line_snr=4", "vetting.max_neighbour_ratio=8")
@@ -64,10 +64,27 @@ def test_tighter_limits_never_add_a_candidate(spark, parent, loose, tmp_path, ca
     assert (both[0] & ~both[1] == 0).all(), "a looser limit set a bit that the tighter one did not"
 
 
+def test_every_setting_is_the_limit_of_a_cut_or_made_of_the_ledger_or_needs_a_new_search():
+    """A setting that is added cannot be re-cut until it is entered in FREE."""
+    assert set(recut.FREE["vetting"]) - {""} < set(config.load().as_dict()["vetting"])
+    assert {cut.threshold for cut in CUTS} <= recut.FREE["vetting"]
+
+
+def test_identities_are_named_anew_from_their_probabilities(spark):
+    names = [f"p_{name}" for name in identity.NAMES]
+    p = [[0.7, 0.3] + [0.0] * 8, [0.1, 0.85, 0.05] + [0.0] * 7, [0.0] * 9 + [0.6], [None] * 10]
+    rows = spark.createDataFrame([[i, "old", *row] for i, row in enumerate(p)],
+                                 "fiberid int, identity string, " + ", ".join(f"{name} double" for name in names))
+    got = {limit: [row["identity"] for row in recut.identified(rows, limit).orderBy("fiberid").collect()]
+           for limit in (0.5, 0.8)}
+    assert got == {0.5: ["lya", "oii", "cosmic", "old"], 0.8: ["undecided", "oii", "undecided", "old"]}
+
+
 def test_grades_are_a_cut_and_stay(spark, loose, parent, tmp_path):
     ledger, _ = loose
     chosen = ledger[ledger["veto"] == 0].head(3)[KEY].assign(grade=["R", "A", "R"], comment=["ghost", "", ""])
-    chosen.to_csv(tmp_path / "grades.csv", index=False)
+    hosts = ledger[ledger["is_hit"] == False].head(2)[KEY].assign(grade="A", comment="a fake")  # noqa: E712
+    pd.concat([chosen, hosts]).to_csv(tmp_path / "grades.csv", index=False)
     graded, card = cut(spark, parent, tmp_path / "run", *LOOSE, grades=str(tmp_path / "grades.csv"))
     rejected = set(chosen[chosen["grade"] == "R"][KEY].itertuples(index=False, name=None))
     assert candidates(ledger) - candidates(graded) == rejected
@@ -76,12 +93,18 @@ def test_grades_are_a_cut_and_stay(spark, loose, parent, tmp_path):
     assert f'const PAGE = {{"run_id":"{card["run_id"]}"' in page, "its grades would lie on another run's shelf"
     again, _ = cut(spark, tmp_path / "run", tmp_path / "again")
     assert candidates(again) == candidates(graded)
-    assert again["grade"].value_counts().to_dict() == {"R": 2, "A": 1}
+    for one in (graded, again):
+        assert one["grade"].value_counts().to_dict() == {"R": 2, "A": 1}
+        assert not (one["comment"] == "a fake").any(), "the grade of a fake is on its host's row"
 
 
 @pytest.mark.parametrize(("setting", "message"), [
     ("selection.z_min=0.5", "selection.z_min = 0.5: the run was made with 0.3, .*needs a new search"),
     ("score.precision='bf16'", "needs a new search"), ("vetting.nothing=1", "unknown key vetting.nothing"),
+    *((f"vetting.{setting}", rf"vetting\.{setting.split('=')[0]} = .*needs a new search") for setting in (
+        "cosmology='WMAP9'", "fibre_diameter=3", "noise_correlation=0.1", "profile_half_width_px=15", "line_hits_snr=5",
+        "identity_priors=[1, 0, 0, 0, 0, 0, 0, 0, 0, 0]", "neighbour_fibres=1", "neighbour_max_px=2",
+        "neighbour_min_snr=5", "repeat_radius=1", "repeat_min_snr=5", "repeat_flux_loss=0.5")),
     ("vetting.known_lenses=['/nowhere.csv']", "cannot be read")])
 def test_what_a_recut_cannot_do_is_refused(parent, tmp_path, setting, message):
     with pytest.raises(ValueError, match=message):
