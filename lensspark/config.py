@@ -168,6 +168,8 @@ class Vetting:
     min_p_skew_positive: float = _field(**_between(0, 1))
     min_dchi2_skew: float = _field(**_between(-1e6, 1e6))
     max_dchi2_spike: float = _field(**_between(-1e6, 1e6))
+    exposure_flux_loss: float = _field(**_between(0, 1))
+    max_exposure_tension: float = _field(**_between(-1e6, 1e6))
     overdensity_min_p_line: float = _field(**_between(0, 1))
     overdensity_min_snr: float = _field(**_between(-1e6, 1e6))
     overdensity_bin_px: int = _field(**_between(1, 100))

@@ -5,7 +5,7 @@
 
 | option | default | meaning |
 |---|---|---|
-| layout | auto | auto, spplate or lite (lensspark.boss.survey_files) |
+| layout | auto | auto, spplate, lite or full (lensspark.boss.survey_files) |
 | window | 3800,5000 | low,high in Angstrom (vacuum, observed), or full |
 | columns | flux,ivar,and_mask | pixel planes, of schema.PIXELS |
 | plates | all | comma list of plate numbers |

@@ -109,6 +109,12 @@ def spec_hdus(plate: Plate, row: int, upper: bool = False, trim: int = 0) -> lis
             table_hdu(catalogue, "SPALL"), table_hdu({"LINEZ": np.zeros(3)}, "SPZLINE")]
 
 
+def exposure_hdu(name: str, flux: np.ndarray, loglam: np.ndarray, ivar: np.ndarray, mask: np.ndarray | int = 0):
+    """A single exposure of a full spec file: HDU 4 and on."""
+    columns = {"flux": flux, "loglam": loglam, "ivar": ivar, "mask": np.zeros(len(flux), "i4") + mask}
+    return table_hdu({key: values.astype("i4" if key == "mask" else "f4") for key, values in columns.items()}, name)
+
+
 def spec_name(plate: Plate, row: int, suffix: str = "") -> str:
     return f"spec-{plate.name}-{row + 1:04d}.fits{suffix}"
 

@@ -2,12 +2,14 @@
 
 import dataclasses
 
+import boss_files as bf
 import numpy as np
 import pandas as pd
 import pytest
+from astropy.io import fits
 from small_model import make_model
 
-from lensspark import config, measure, mock, schema, source
+from lensspark import config, exposures, measure, mock, schema, source
 from lensspark.config import resource
 from lensspark.eigen import Basis
 from lensspark.mock import files
@@ -34,9 +36,22 @@ def plate(number, fibres, added):
     return spectra
 
 
+def add_exposures(lite, path, fluxes):
+    """`path`: the full file of the bytes of a lite one, with an exposure for each flux of the line."""
+    rng, loglam = np.random.default_rng(len(fluxes)), 3.5578 + 0.97e-4 * np.arange(2500)
+    x, px = (loglam - np.log10(WAVE)) * 1e4, WAVE * np.log(10) * 1e-4
+    line = np.exp(-0.5 * (x / WIDTH) ** 2) / (WIDTH * np.sqrt(2 * np.pi) * px)
+    hdus = [bf.exposure_hdu(f"B1-0000000{i}-00000000-00000000", 2 + flux * line + rng.normal(0, 1, len(x)), loglam,
+                            np.ones(len(x))) for i, flux in enumerate(fluxes)]
+    return bf.write(path, [*fits.HDUList.fromstring(lite), *hdus])
+
+
 @pytest.fixture(scope="module")
 def survey(tmp_path_factory):
-    """Lite files of two plates; fibre 13 of the first is a hit whose file is gone."""
+    """Lite files of two plates; fibre 13 of the first is a hit whose file is gone.
+
+    Fibres 10 and 500 have full files too: the line of 10 is in every exposure, that of 500 in one.
+    """
     root = tmp_path_factory.mktemp("survey")
     for number, added in ((PLATE, {10: FLUX, 11: 4 * FLUX, 500: FLUX, 501: 4 * FLUX}), (PLATE + 2, {10: FLUX})):
         fibres = [9, 10, 11, 13, 500, 501]
@@ -45,6 +60,9 @@ def survey(tmp_path_factory):
                 continue
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).write_bytes(data)
+            for fibre, fluxes in ((10, (FLUX, FLUX, FLUX)), (500, (0, 3 * FLUX, 0))):
+                if number == PLATE and f"-{fibre:04d}." in path:
+                    add_exposures(data, root / path.replace("/lite/", "/full/"), fluxes)
     return root
 
 
@@ -128,6 +146,29 @@ def test_a_stars_absorption_lines_are_no_line_between_them_and_a_galaxys_emissio
     snr = measuring._measure(batch, make_model(), SETTINGS.vetting)["at_snr"].to_numpy()
     assert abs(snr[0]) < 0.1 and snr[1] > 6, "without its model the star has a line"
     assert snr[2] > 10 and snr[3] > 10, "what leaks must not go with the model"
+
+
+def test_a_line_of_one_exposure_is_vetoed_and_one_of_all_is_not(gathered):
+    hits = gathered[1].selectExpr("*", "0.9D p_line")
+    got = vet(hits, SETTINGS).toPandas().set_index("fiberid")
+    assert got.loc[[10, 500], "n_exposures"].tolist() == [3, 3] and got.loc[[13], "n_exposures"].isna().all()
+    real, spike = got.loc[10], got.loc[500]
+    assert not real["veto"] & Veto.EXPOSURES and real["exposure_tension"] < 1 and real["exposure_rest_snr"] > 8
+    assert spike["veto"] & Veto.EXPOSURES and spike["exposure_tension"] > 10 and spike["exposure_rest_snr"] < 4
+
+
+@pytest.mark.parametrize("fault", ["truncated", "lite", "gone"])
+def test_a_full_file_without_good_exposures_says_nothing(survey, tmp_path, fault):
+    path = next((survey / "v5_7_0/spectra/full").rglob(f"*-{MJD}-0010.fits"))
+    data = path.read_bytes() if fault == "truncated" else (
+        survey / str(path).replace("/full/", "/lite/")).read_bytes()
+    if fault != "gone":
+        (tmp_path / path.name).write_bytes(data[:-9000] if fault == "truncated" else data)
+    hit = pd.Series({"plate": PLATE, "mjd": MJD, "fiberid": 10, "run2d": "v5_7_0", "line_wave": WAVE,
+                     "full": str(tmp_path / path.name)})
+    assert measuring._exposures(hit, 2.2, make_model(), SETTINGS.vetting) == {}
+    there = measuring._exposures(pd.Series({**hit, "full": str(path)}), 2.2, make_model(), SETTINGS.vetting)
+    assert set(there) == set(exposures.COLUMNS)
 
 
 def test_no_hits_no_reading(spark, survey):

@@ -16,7 +16,7 @@ LINE = {"p_line": 0.9, "line_peak": 3.0, "line_snr": 9.0, "line_mask_fraction": 
 CLEAR = {"overdensity_lens": 0.0, "overdensity_observed": 0.0, "p_fibre": 0.5, "p_plate": 0.5, "p_night": 0.5,
          "p_same_wave": 1.0, "p_skew_positive": 0.5, "dchi2_skew": 0.0, "sn_oii_veto": 0.0, "p_lya": 0.5,
          "profile_chi2": 30.0, "dchi2_spike": -9.0, "n_neighbour": 4, "neighbour_ratio": 0.0, "n_repeat": 0,
-         "repeat_tension": None, "q_value": 0.01, "grade": None, "known_lens": None}
+         "repeat_tension": None, "exposure_tension": None, "q_value": 0.01, "grade": None, "known_lens": None}
 STATE = {"selected": True, "not_selected_because": None, "reason": None}
 TYPES = {column.name: column.type for column in schema.SCORED.columns + schema.VETTING}
 WHOLE = schema.Table("whole", schema.SCORED.columns + schema.VETTING)
@@ -62,9 +62,11 @@ CASES = [
     ({"sn_oii_veto": 2.5}, True, Veto.OII),
     ({"sn_oii_veto": None, "profile_chi2": None, "p_skew_positive": None, "dchi2_skew": None, "p_lya": None,
       "n_neighbour": None, "n_repeat": None}, True,  # a spectrum that could not be read again
-     Veto.OII | Veto.COSMIC_RAY | Veto.SKEWNESS | Veto.SKEW_CHI2 | Veto.IDENTITY | Veto.NEIGHBOUR | Veto.REPEAT),
+     Veto.OII | Veto.COSMIC_RAY | Veto.EXPOSURES | Veto.SKEWNESS | Veto.SKEW_CHI2 | Veto.IDENTITY | Veto.NEIGHBOUR
+     | Veto.REPEAT),
     ({"dchi2_spike": 2.1}, True, Veto.COSMIC_RAY),
     ({"dchi2_spike": None}, True, 0),  # no line-spread function, no spike test
+    ({"exposure_tension": 4.1}, True, Veto.EXPOSURES),
     ({"neighbour_ratio": 3.1}, True, Veto.NEIGHBOUR),
     ({"n_neighbour": 0, "neighbour_ratio": None}, True, 0),
     ({"n_repeat": 1, "repeat_tension": 4.1}, True, Veto.REPEAT),
@@ -89,8 +91,8 @@ def test_each_cut_has_its_own_published_bit():
     assert {bit.name: bit.value.bit_length() - 1 for bit in Veto} == {
         "LINE_PEAK": 0, "LINE_SNR": 1, "MASK_FRACTION": 2, "LINE_HITS": 3, "OVERDENSITY_OBSERVED": 5,
         "OVERDENSITY_LENS": 6, "FIBRE": 7, "PLATE": 8, "NIGHT": 9, "OII": 10, "IDENTITY": 11, "SKEWNESS": 15,
-        "SKEW_CHI2": 16, "NEIGHBOUR": 18, "REPEAT": 19, "COSMIC_RAY": 20, "SAME_WAVE": 21, "FALSE_ALARM": 23,
-        "HUMAN": 26}
+        "SKEW_CHI2": 16, "NEIGHBOUR": 18, "REPEAT": 19, "COSMIC_RAY": 20, "SAME_WAVE": 21, "EXPOSURES": 22,
+        "FALSE_ALARM": 23, "HUMAN": 26}
     assert [cut.describe(CONFIG.vetting) for cut in CUTS][1] == "matched-filter S/N at least 6"
     assert {name for cut in CUTS for name in cut.columns} <= set(schema.LEDGER.names)
 
@@ -112,7 +114,8 @@ rows = st.lists(
         **{name: st.one_of(maybe, st.floats(0, 1)) for name in ("p_plate", "p_same_wave", "p_lya", "p_skew_positive",
                                                                 "q_value")},
         **{name: st.one_of(maybe, st.floats(-10, 10)) for name in ("overdensity_lens", "overdensity_observed",
-                                                                   "sn_oii_veto", "dchi2_spike", "repeat_tension")},
+                                                                   "sn_oii_veto", "dchi2_spike", "repeat_tension",
+                                                                   "exposure_tension")},
         "neighbour_ratio": st.one_of(maybe, st.floats(0, 10)), "known_lens": st.sampled_from([None, None, "x"]),
         "n_repeat": st.integers(0, 2),
     }), min_size=30, max_size=30)
@@ -121,7 +124,8 @@ pair = {"p_line": st.floats(0, 1), "min_line_peak": st.floats(-2, 5), "min_line_
         **{name: st.floats(0, 1) for name in ("min_p_overdensity", "min_p_same_wave", "min_p_lya",
                                               "min_p_skew_positive", "max_q_value")},
         **{name: st.floats(0, 10) for name in ("max_overdensity", "max_sn_oii_veto", "max_dchi2_spike",
-                                               "max_neighbour_ratio", "max_repeat_tension")}}
+                                               "max_neighbour_ratio", "max_repeat_tension",
+                                               "max_exposure_tension")}}
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))

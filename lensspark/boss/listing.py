@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-LAYOUTS = ("auto", "spplate", "lite")
+LAYOUTS = ("auto", "spplate", "lite", "full")
 MAX_DEPTH = 12  # folders below the root; ends the walk where links make a circle
 LISTING_THREADS = 16
 SPEC = re.compile(r"spec-(\d{4,6})-(\d{5})-(\d{4})\.fits(\.gz)?")
@@ -91,9 +91,10 @@ def survey_files(
 ) -> Survey:
     """The spectra below `root` (local path or fsspec URL), each once per RUN2D tree.
 
-    `layout`: spplate (spPlate + spZbest), lite (spec files, lite before full), or auto: spPlate where it has its
-    spZbest, else spec files. `plates` and `keys` keep only those. A folder named like a spectrum, a folder that
-    cannot be listed, a misnamed spectrum and an spPlate without spZbest are units of kind fault. Copies of one
+    `layout`: spplate (spPlate + spZbest), lite (spec files, lite before full), full (spec files, full before lite), or
+    auto: spPlate where it has its spZbest, else spec files, lite before full. `plates` and `keys` keep only those. A
+    folder named like a spectrum, a folder that cannot be listed, a misnamed spectrum and an spPlate without spZbest are
+    units of kind fault. Copies of one
     spec file within one RUN2D tree are one spectrum: the first path in order is read.
 
     Raises ValueError if `root` is missing or holds no spectra, or, unless `skip_absent`, none of an asked plate or key.
@@ -214,11 +215,11 @@ def _units(entries: list[Entry], layout: str) -> list[Unit]:
         elif CLAIMS.fullmatch(name):
             reason = f"name {name!r}, expected spec-PPPP-MMMMM-FFFF.fits or spPlate-PPPP-MMMMM.fits"
             faults.append(Unit(entry.path, "fault", reason=reason))
-    paired = {} if layout == "lite" else {key: _pair(unit, zbests.get(key)) for key, unit in plates.items()}
+    paired = {} if layout in ("lite", "full") else {key: _pair(unit, zbests.get(key)) for key, unit in plates.items()}
     whole = {key for key, unit in paired.items() if unit.kind == "plate"}
-    order = {"lite": 0, "spec": 1, "full": 2, "fault": 3}
+    order = ("full", "spec", "lite", "fault") if layout == "full" else ("lite", "spec", "full", "fault")
     single = [] if layout == "spplate" else [
-        min(copies, key=lambda unit: order[unit.kind]) for key, copies in specs.items() if key[:3] not in whole
+        min(copies, key=lambda unit: order.index(unit.kind)) for key, copies in specs.items() if key[:3] not in whole
     ]
     return faults + list(paired.values()) + single
 

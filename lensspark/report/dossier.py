@@ -37,7 +37,9 @@ LABELS = {
     "p_other": "P(other)", "p_lens": "P(galaxy's own)", "p_sky": "P(sky)", "p_cosmic": "P(cosmic ray)",
     "null_p_line": "p of the null", "null_wave": "λ of the null", "null_snr": "S/N of the null", "sky_chi2": "sky χ²",
     "z_noqso": "z without quasars", "zwarning_noqso": "zwarning without quasars",
-    "p_multiple": "P(multiple images)", "grade": "earlier grade", "comment": "earlier comment",
+    "p_multiple": "P(multiple images)", "exposure_tension": "one exposure above the rest, σ",
+    "exposure_rest_snr": "S/N in the rest", "exposure_chi2": "χ² of exposures", "n_exposures": "exposures",
+    "grade": "earlier grade", "comment": "earlier comment",
 }
 # Column -> the column of its error; neither needs to exist.
 ERRORS = {name.removesuffix("_err"): name for name in schema.LEDGER.names if name.endswith("_err")}

@@ -45,6 +45,7 @@ class Veto(IntFlag):
     REPEAT = 1 << 19
     COSMIC_RAY = 1 << 20
     SAME_WAVE = 1 << 21
+    EXPOSURES = 1 << 22
     FALSE_ALARM = 1 << 23
     HUMAN = 1 << 26
 
@@ -139,6 +140,11 @@ CUTS = (
     Cut(Veto.COSMIC_RAY, "a spike fits better by at most {threshold} in chi2", ("profile_chi2",), "max_dchi2_spike",
         lambda v: F.coalesce(F.nanvl("dchi2_spike", F.lit(float("-inf"))), F.lit(float("-inf"))) <= v.max_dchi2_spike,
         shown="dchi2_spike"),
+    # Without two exposures of a full file nothing is known of them.
+    Cut(Veto.EXPOSURES, "brighter in one exposure than in the others by at most {threshold} sigma", ("profile_chi2",),
+        "max_exposure_tension", lambda v: F.coalesce(
+            F.nanvl("exposure_tension", F.lit(float("-inf"))), F.lit(float("-inf"))) <= v.max_exposure_tension,
+        shown="exposure_tension"),
     # Where no neighbour could be measured (a mirror of single spectra) none can tell.
     Cut(Veto.NEIGHBOUR, "neighbour's line at most {threshold} times brighter", ("n_neighbour",), "max_neighbour_ratio",
         lambda v: F.coalesce("neighbour_ratio", F.lit(0.0)) <= v.max_neighbour_ratio, shown="neighbour_ratio"),

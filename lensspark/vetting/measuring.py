@@ -14,7 +14,8 @@ import pandas as pd
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from lensspark import measure, schema
+from lensspark import exposures, measure, schema
+from lensspark.boss import Fault, Key, full_files, read_exposures
 from lensspark.config import Config
 from lensspark.counterpart import counterpart
 from lensspark.model import Model
@@ -28,6 +29,7 @@ PLANES = ("flux", "ivar", "and_mask", "wdisp", "model")
 SDSS_RUN2D = ("26", "103", "104")  # SDSS-I/II: two spectrographs of 320 fibres; BOSS: of 500
 _TYPES = {column.name: column for column in (*schema.KEY, *schema.CATALOGUE, *schema.SELECTION, *schema.LINE)}
 _VETTING = {column.name: column for column in schema.VETTING}
+COLUMNS = (*measure.COLUMNS, *exposures.COLUMNS)  # measured of a hit in its own spectrum and its exposures
 
 TARGETS = schema.Table("targets", (
     *schema.KEY,
@@ -40,7 +42,7 @@ MEASURED = schema.Table("measured", (
     schema.Column("at_flux", "double", "flux of the counterpart", schema.LINE_FLUX_UNIT),
     schema.Column("at_flux_err", "double", "its error", schema.LINE_FLUX_UNIT),
     schema.Column("at_snr", "double", "its matched-filter S/N"),
-    *(_VETTING[name] for name in measure.COLUMNS),
+    *(_VETTING[name] for name in COLUMNS),
 ))
 
 
@@ -73,18 +75,22 @@ def _spectrograph(fiberid: str) -> Column:
 
 
 def read_targets(spark: SparkSession, spectra: str, wanted: DataFrame, config: Config) -> DataFrame | None:
-    """The pixels of `wanted` (TARGETS): its columns, `class`, `loglam0` and PLANES; None if nothing is wanted.
+    """The pixels of `wanted` (TARGETS): its columns, `class`, `loglam0`, PLANES and `full`, a hit's full file or null.
 
-    A spectrum that cannot be read has no row.
+    None if nothing is wanted. A spectrum that cannot be read has no row.
     """
-    keys = wanted.select(*KEY).distinct().collect()  # names of spectra, a few for each hit
-    if not keys:
+    rows = wanted.select(*KEY, "role").distinct().collect()  # names of spectra, a few for each hit
+    if not rows:
         return None
     options = {"layout": config.read.layout, "window": "full", "columns": ",".join(PLANES), "absent": "skip",
-               "keys": ",".join("-".join(map(str, key)) for key in keys),
+               "keys": ",".join({"-".join(map(str, row[:4])) for row in rows}),
                "target_partition_mb": config.read.target_partition_mb, "max_rows_per_batch": 64}
     pixels = spark.read.format("boss").options(**options).load(spectra).where("reason IS NULL")
-    return pixels.select(*KEY, "class", "loglam0", *PLANES).join(F.broadcast(wanted), on=KEY, how="inner")
+    full = full_files(spectra, {Key(*row[:4]) for row in rows if row["role"] == HIT})
+    types = schema.Table("full", (*schema.KEY, schema.Column("full", "string", "path of the full file"))).ddl
+    paths = spark.createDataFrame([(*key, path) for key, path in full.items()], types)
+    pixels = pixels.select(*KEY, "class", "loglam0", *PLANES).join(F.broadcast(wanted), on=KEY, how="inner")
+    return pixels.join(F.broadcast(paths), on=KEY, how="left")
 
 
 def measure_targets(pixels: DataFrame, model: Model, config: Config) -> DataFrame:
@@ -116,7 +122,7 @@ def _measure(batch: pd.DataFrame, model: Model, vetting: Any) -> pd.DataFrame:
     reach = np.where(beside, vetting.neighbour_max_px, 0.0)
     out = out.assign(**counterpart(light, good, loglam0, wave, reach))
     hits = np.flatnonzero(batch["role"] == HIT)
-    for name in measure.COLUMNS:
+    for name in COLUMNS:
         out[name] = pd.Series(None, index=out.index, dtype=object if _VETTING[name].type == "string" else float)
     if len(hits):
         numbers = [batch[name].to_numpy(float)[hits] for name in ("z_lens", "line_wave", "vdisp", "vdisp_err")]
@@ -125,7 +131,23 @@ def _measure(batch: pd.DataFrame, model: Model, vetting: Any) -> pd.DataFrame:
                                      settings=vetting)
         for name, values in found.items():
             out.loc[hits, name] = values
+    for i in hits[batch["full"].notna()[hits]]:
+        for name, value in _exposures(batch.loc[i], out.at[i, "profile_width"], model, vetting).items():
+            out.at[i, name] = value
     return out[MEASURED.names]
+
+
+def _exposures(hit: pd.Series, width: float, model: Model, vetting: Any) -> dict[str, float]:
+    """exposures.COLUMNS of a row of pixels whose `full` file is there; none where that cannot be trusted."""
+    wave, bad = float(hit["line_wave"]), _bits(model.input.bad_pixel_bits)
+    try:
+        found = read_exposures(hit["full"], Key(*(hit[name] for name in KEY)), exposures.window(wave))
+    except Fault:  # the search has its spectrum; this is evidence beside it
+        return {}
+    if not found:  # a lite file by another name
+        return {}
+    good = [(one.loglam, one.flux, np.where(one.mask & bad == 0, one.ivar, 0)) for one in found]
+    return exposures.compare(good, wave, width, vetting.exposure_flux_loss)
 
 
 def _bits(numbers: tuple[int, ...]) -> int:
@@ -143,7 +165,7 @@ def gathered(wanted: DataFrame, measured: DataFrame | None, config: Config) -> D
         measured = wanted.sparkSession.createDataFrame([], MEASURED.struct_type())
     joined = joined.join(measured.drop("role"), on=[*KEY, *HIT_KEY], how="left")
     own = joined.where(F.col("role") == HIT).select(
-        *HIT_KEY, *measure.COLUMNS, F.col("at_flux").alias("own_flux"), F.col("at_flux_err").alias("own_err"))
+        *HIT_KEY, *COLUMNS, F.col("at_flux").alias("own_flux"), F.col("at_flux_err").alias("own_err"))
     beside = joined.where(F.col("role") == NEIGHBOUR)
     ratio = F.when(F.col("at_snr") >= v.neighbour_min_snr, F.col("at_flux") / F.col("line_flux")).when(
         F.col("at_snr").isNotNull(), 0.0)

@@ -31,7 +31,8 @@ from lensspark.vetting.cuts import CUTS, Veto
 CONFIDENCE = 0.8413  # one sigma, one-sided; Gehrels 1986
 # Bits that name an artefact: an explanation of the hit that no sign flip can know of.
 ARTEFACT = (Veto.MASK_FRACTION | Veto.LINE_HITS | Veto.OVERDENSITY_LENS | Veto.OVERDENSITY_OBSERVED | Veto.SAME_WAVE
-            | Veto.FIBRE | Veto.PLATE | Veto.NIGHT | Veto.NEIGHBOUR | Veto.REPEAT | Veto.COSMIC_RAY)
+            | Veto.FIBRE | Veto.PLATE | Veto.NIGHT | Veto.NEIGHBOUR | Veto.REPEAT | Veto.COSMIC_RAY
+            | Veto.EXPOSURES)
 
 
 def upper_limit(n: np.ndarray) -> np.ndarray:
