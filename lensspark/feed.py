@@ -7,6 +7,7 @@ is refused. Every epoch's rows are counted against the Parquet footers, since pe
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import warnings
 from collections.abc import Iterator
@@ -36,6 +37,16 @@ def part_files(folder: str | Path) -> list[str]:
     if not files:
         raise ValueError(f"{folder}: no Parquet files; expected a folder made by build_training")
     return files
+
+
+def data_hash(folder: str | Path, splits: tuple[str, ...] = ("train", "validation", "test")) -> str:
+    """sha256 of the sha256 of all part files of a training set's splits, in the order of their names."""
+    digests = []
+    for split in splits:
+        for path in sorted((Path(folder) / split).glob("*.parquet")):
+            with path.open("rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").digest())
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def count_rows(files: list[str]) -> int:

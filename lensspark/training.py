@@ -23,7 +23,7 @@ from scipy.special import expit
 from lensspark import figures, metrics, network
 from lensspark.config import Config
 from lensspark.eigen import Basis
-from lensspark.feed import count_rows, dataset, learnable, part_files, row_groups
+from lensspark.feed import count_rows, data_hash, dataset, learnable, part_files, row_groups
 from lensspark.model import Model
 from lensspark.spectrum import window_pixels
 
@@ -39,7 +39,8 @@ def train(data: str | Path, out: str | Path, settings: Config, basis: Path, name
 
     A set without a validation split (training.validation_plates = 0) is watched on its test split: nothing is chosen
     by what is seen there, and it cannot be calibrated. Raises ValueError if `out` holds something and `resume` is not
-    asked for, or holds a run with other settings, or if there is nothing to calibrate on.
+    asked for, or holds a run with other settings; if the spectra are not those that the set was made with; or if there
+    is nothing to calibrate on.
     """
     import keras
 
@@ -50,6 +51,9 @@ def train(data: str | Path, out: str | Path, settings: Config, basis: Path, name
     watched = part_files(data / ("validation" if validated else "test"))
     if settings.training.calibrate and not validated:
         raise ValueError(f"{data}: no validation plates to calibrate on; expected some, or training.calibrate=false")
+    facts = json.loads((data / "data.json").read_text())
+    if (found := data_hash(data)) != facts["sha256"]:
+        raise ValueError(f"{data}: the spectra have sha256 {found}, data.json says {facts['sha256']}")
     fingerprint = _fingerprint(data, settings, basis)
     net = compiled(settings, count_rows(files))
     n_cells = net.output["heat"].shape[1]
@@ -73,7 +77,6 @@ def train(data: str | Path, out: str | Path, settings: Config, basis: Path, name
         weights, calibration = _calibrated(weights, judge(net, watched, settings, eigenbasis, n_cells))
         network.set_weights(net, weights)
     test = measure(judge(net, part_files(data / "test"), settings, eigenbasis, n_cells), settings)
-    facts = json.loads((data / "data.json").read_text())
     card = {"name": name, "training_data": facts, "fingerprint": fingerprint, "history": history,
             "calibration": calibration, "test": test, "n_weights": int(net.count_params()),
             "eigenbasis": eigenbasis.provenance}

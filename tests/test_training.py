@@ -189,6 +189,14 @@ def test_mixed_precision_trains(data, settings):
     assert {out.dtype for out in net.output.values()} == {"float32"}, "logits of eight bits would tie"
 
 
+def test_changed_spectra_are_refused(data, tmp_path, settings):
+    shutil.copytree(data, tmp_path / "data")
+    part = sorted((tmp_path / "data/test").glob("*.parquet"))[0]
+    pq.write_table(pq.read_table(part).slice(1), part)
+    with pytest.raises(ValueError, match="the spectra have sha256"):
+        training.train(tmp_path / "data", tmp_path / "model", settings, BASIS, "test")
+
+
 def test_nothing_is_calibrated_on_the_test_plates(data, tmp_path, settings):
     shutil.copytree(data, tmp_path / "data", ignore=shutil.ignore_patterns("validation"))
     with pytest.raises(ValueError, match="no validation plates"):

@@ -14,6 +14,7 @@ import pyarrow as pa
 from lensspark import schema
 from lensspark.boss import Spectra
 from lensspark.config import Config
+from lensspark.feed import data_hash
 from lensspark.galaxy_bins import half_bin_pixels, shift_pixels
 from lensspark.session import EXIT_DONE, EXIT_QUARANTINE
 from lensspark.source import to_arrow
@@ -80,8 +81,8 @@ def write_split(spectra: DataFrame, out: Path, split: str) -> None:
 
 
 def write_facts(out: Path, facts: dict[str, Any]) -> None:
-    """Write DATA/data.json, the last file: a folder without it is unfinished."""
-    (out / "data.json").write_text(json.dumps(facts, indent=1))
+    """Write DATA/data.json, the last file: a folder without it is unfinished. `facts` get the hash of the spectra."""
+    (out / "data.json").write_text(json.dumps(facts | {"sha256": data_hash(out, SPLITS)}, indent=1))
 
 
 def exit_code(out: str | Path, config: Config) -> int:
