@@ -83,7 +83,7 @@ def read_targets(spark: SparkSession, spectra: str, wanted: DataFrame, config: C
     if not rows:
         return None
     options = {"layout": config.read.layout, "window": "full", "columns": ",".join(PLANES), "absent": "skip",
-               "keys": ",".join({"-".join(map(str, row[:4])) for row in rows}),
+               "keys": ",".join({"-".join(map(str, row[:3])) for row in rows}),  # RUN2D is text from a file
                "target_partition_mb": config.read.target_partition_mb, "max_rows_per_batch": 64}
     pixels = spark.read.format("boss").options(**options).load(spectra).where("reason IS NULL")
     full = full_files(spectra, {Key(*row[:4]) for row in rows if row["role"] == HIT})
