@@ -10,21 +10,21 @@ from lensspark.eigen import DLOGLAM
 from lensspark.spectrum import Prepared
 
 REFINE_PX = 12    # the network's cell is trusted to this many pixels on each side, or to one cell where that is more
-CERTAIN_LOGIT = float(np.log(999))  # p_line of 0.999
+LIKELY_LOGIT = float(np.log(9))  # p_line of 0.9
 RANK_PER_SNR = 0.5  # so that S/N up to 50 stays apart in double precision
 MASK_HALF_PX = 7  # the classical filter is 15 px long (Shu et al. 2016)
 
 
 def ranked(p_line: np.ndarray, snr: np.ndarray) -> np.ndarray:
-    """`p_line` (n,), float64, in which lines that are certain are put in the order of their matched-filter S/N.
+    """`p_line` (n,), float64, in which likely lines are put in the order of their matched-filter S/N.
 
-    Nobody can measure whether a score of 0.999 or more is right (the scores are calibrated on some ten thousand
-    spectra), but users take the best first. Above that the logit L becomes L0 + RANK_PER_SNR S/N (1 - exp(L0 - L)), L0
-    that of 0.999: still rising with L, and never below L0. Scores up to 0.999 stay as they are.
+    Scores up to 0.9 stay as they are. Above that, where the best galaxies without a line score too, a network is less
+    sure of a strong line beside a flaw than the line's S/N should make it (docs/model.md has what the order wins): the
+    logit L becomes L0 + RANK_PER_SNR S/N (1 - exp(L0 - L)), L0 that of 0.9; still rising with L, never below L0.
     """
     logits = logit(np.asarray(p_line, np.float64))
-    over = np.maximum(logits - CERTAIN_LOGIT, 0)
-    return expit(np.minimum(logits, CERTAIN_LOGIT) - np.expm1(-over) * RANK_PER_SNR * np.maximum(snr, 0))
+    over = np.maximum(logits - LIKELY_LOGIT, 0)
+    return expit(np.minimum(logits, LIKELY_LOGIT) - np.expm1(-over) * RANK_PER_SNR * np.maximum(snr, 0))
 
 
 def measure_line(prepared: Prepared, heat: np.ndarray, loglam0: np.ndarray, min_snr: float) -> dict[str, np.ndarray]:
