@@ -96,6 +96,7 @@ class Input:
     fit_poly_terms: int = _field(**_between(0, 10))
     fit_passes: int = _field(**_between(1, 5))
     fit_clip_sigma: float = _field(**_between(1, 100))
+    brightest_snr: float = _field(**_between(0, 1000))
     min_usable_fraction: float = _field(**_between(0, 1))
 
 

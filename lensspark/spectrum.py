@@ -103,7 +103,8 @@ def prepare(flux: np.ndarray, ivar: np.ndarray, and_mask: np.ndarray, z_lens: np
 
     flux [1e-17 erg/s/cm2/A], ivar, and_mask: (n, n_pix); z_lens (n,). `settings.channels` chooses among flux and model
     (over their mean absolute value), sqrt_ivar (over its mean), error_level_W (the same, smoothed over W px), residual
-    (significance of flux - model per pixel) and matched_S (matched-filter S/N for a line of width S px). With
+    (significance of flux - model per pixel) and matched_S (matched-filter S/N for a line of width S px). Significances
+    of a spectrum are scaled down so that no matched filter exceeds `settings.brightest_snr`. With
     `channels_only` the galaxy is fitted only where a channel needs it, else model is 0. Raises ValueError if shapes
     disagree or a channel is unknown.
     """
@@ -120,6 +121,7 @@ def prepare(flux: np.ndarray, ivar: np.ndarray, and_mask: np.ndarray, z_lens: np
     channels = np.empty((flux.shape[0], len(settings.channels), flux.shape[1]), dtype=np.float32)
     for i, name in enumerate(settings.channels):
         channels[:, i] = _channel(name, flux, residual, ivar, model)
+    _dim(channels, settings)
     scorable = good.mean(axis=1) >= settings.min_usable_fraction
     return Prepared(channels, residual, ivar, model, scorable)
 
@@ -128,7 +130,7 @@ def _channel(name: str, flux: np.ndarray, residual: np.ndarray, ivar: np.ndarray
     if name == "flux":
         return np.clip(flux / _scale(np.abs(flux), ivar > 0), -10, 30)
     if name == "residual":
-        return _significance(residual * np.sqrt(ivar))
+        return residual * np.sqrt(ivar)
     if name == "sqrt_ivar":
         root = np.sqrt(ivar)
         return np.clip(root / _scale(root, ivar > 0), 0, 5)
@@ -138,7 +140,7 @@ def _channel(name: str, flux: np.ndarray, residual: np.ndarray, ivar: np.ndarray
         return np.clip(model / _scale(np.abs(model), ivar > 0), -5, 5)
     if name.startswith("matched_"):
         try:
-            return _significance(matched_filter.snr(residual, ivar, float(name.removeprefix("matched_"))))
+            return matched_filter.snr(residual, ivar, float(name.removeprefix("matched_")))
         except (ValueError, ZeroDivisionError):
             pass
     raise ValueError(f"input.channels: {name!r}; expected flux, residual, sqrt_ivar, error_level_<width "
@@ -155,8 +157,20 @@ def _error_level(ivar: np.ndarray, width: int) -> np.ndarray:
     return np.clip(good * mean / _scale(root, good > 0), 0, 5)
 
 
-def _significance(values: np.ndarray) -> np.ndarray:
-    return np.clip(values / np.float32(SIGNIFICANCE_SCALE), -SIGNIFICANCE_LIMIT, SIGNIFICANCE_LIMIT)
+def _dim(channels: np.ndarray, settings: Input) -> None:
+    """Significances among `channels` (n, n_channels, n_pix), in place: scaled down together where a matched filter's
+    S/N exceeds brightest_snr, divided by SIGNIFICANCE_SCALE, clipped.
+
+    A network knows lines of the S/N that it was trained on. A brighter one looks like those with less noise.
+    """
+    matched = [i for i, name in enumerate(settings.channels) if name.startswith("matched_")]
+    factor = np.full((len(channels), 1), 1 / SIGNIFICANCE_SCALE, dtype=np.float32)
+    if matched and settings.brightest_snr > 0:
+        peak = np.max([channels[:, i].max(axis=1) for i in matched], axis=0)
+        factor /= np.maximum(peak / np.float32(settings.brightest_snr), 1)[:, None]
+    for i, name in enumerate(settings.channels):
+        if i in matched or name == "residual":
+            np.clip(channels[:, i] * factor, -SIGNIFICANCE_LIMIT, SIGNIFICANCE_LIMIT, out=channels[:, i])
 
 
 def _scale(values: np.ndarray, good: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """The model that ships: what it promises on spectra it never saw, on every engine."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -48,6 +50,21 @@ def test_it_finds_bright_lines_where_they_are(plate, scored, settings):
     assert len(lya) > 100
     near = np.abs(pixel(found["line_wave"]) - pixel(np.nan_to_num(plate["line_wave"], nan=1.0))) <= 3
     assert ((p_line > settings.score.threshold) & near)[lya].mean() >= 0.95
+
+
+def test_the_brightest_lines_are_found_too(basis, model, settings):
+    first, n_pix = model.pixels
+    bright = config.load([], ["mock.lya=1.0", "mock.line_snr=[15, 120]"]).mock
+    bright = dataclasses.replace(bright, **dict.fromkeys(("oii", "airglow", "cosmic", "lens_line", "crosstalk", "sky",
+                                                          "star", "broad"), 0.0))
+    plate = mock.observe_plate(78, 6002, 56000, np.arange(1, 301), bright, basis, first, n_pix)
+    planes = [plate[name] for name in ("flux", "ivar", "and_mask", "z")]
+    prepared, p_line, heat = inference.scorer(model, settings)(*planes)
+    found = measure_line(prepared, heat, plate["loglam0"], settings.vetting.line_hits_snr)
+    at = np.rint(pixel(plate["line_wave"]) - first).astype(int)
+    usable = (plate["z"] > 0.3) & (prepared.ivar[np.arange(300), at] > 0)
+    near = np.abs(pixel(found["line_wave"]) - pixel(plate["line_wave"])) <= 3
+    assert usable.sum() > 200 and ((p_line > settings.score.threshold) & near)[usable].mean() > 0.97
 
 
 def test_it_leaves_clean_galaxies_alone(plate, scored, settings):

@@ -94,6 +94,24 @@ def test_channels_are_what_their_names_say(settings, basis):
     assert not channel["flux"][~good].any() and not channel["residual"][~good].any()
 
 
+def test_spectra_with_bright_lines_are_scaled_down_as_a_whole(settings, basis):
+    z = np.full(3, 0.5)
+    flux = galaxies(basis, z) + np.random.default_rng(0).normal(0, 0.3, (3, N_PIX)).astype(np.float32)
+    for row, snr in ((1, 9.0), (2, 60.0)):
+        line = matched_filter.kernel(2.2)
+        flux[row, 400:415] += snr * 0.3 * line / np.sqrt(np.sum(line**2))
+    ivar, mask, scale = np.full_like(flux, 1 / 0.09), np.zeros(flux.shape, np.int32), spectrum.SIGNIFICANCE_SCALE
+    dim, plain = (spectrum.prepare(flux, ivar, mask, z, basis, config.load([], [f"input.brightest_snr={limit}"]).input,
+                                   FIRST) for limit in (10.0, 0.0))
+    matched = [i for i, name in enumerate(settings.channels) if name.startswith("matched_")]
+    assert dim.channels[2, matched].max() * scale == pytest.approx(10.0, rel=1e-5)
+    np.testing.assert_array_equal(dim.channels[:2], plain.channels[:2])
+    noise = slice(600, None)  # nothing is clipped there
+    ratio = dim.channels[2, [0, *matched], noise] / plain.channels[2, [0, *matched], noise]
+    np.testing.assert_allclose(ratio, np.median(ratio), rtol=1e-3)
+    np.testing.assert_array_equal(dim.residual, plain.residual)
+
+
 def test_a_row_does_not_depend_on_its_neighbours(settings, basis):
     rng = np.random.default_rng(3)
     z = rng.uniform(0.3, 0.7, 9)
