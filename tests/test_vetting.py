@@ -59,7 +59,7 @@ CASES = [
     ({"p_fibre": 9e-6}, True, Veto.FIBRE),
     ({"p_plate": 9e-6, "p_night": 0.0}, True, Veto.PLATE | Veto.NIGHT),
     ({"p_same_wave": 9e-4}, True, Veto.SAME_WAVE),
-    ({"sn_oii_veto": 2.5}, True, Veto.OII),
+    ({"sn_oii_veto": 3.0}, True, Veto.OII),
     ({"sn_oii_veto": None, "profile_chi2": None, "p_skew_positive": None, "dchi2_skew": None, "p_lya": None,
       "n_neighbour": None, "n_repeat": None}, True,  # a spectrum that could not be read again
      Veto.OII | Veto.COSMIC_RAY | Veto.EXPOSURES | Veto.SKEWNESS | Veto.SKEW_CHI2 | Veto.IDENTITY | Veto.NEIGHBOUR
