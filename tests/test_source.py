@@ -85,7 +85,7 @@ def test_plates_and_keys_prune(boss, survey):
 
 @pytest.mark.parametrize(("option", "value", "expected"), [
     ("layot", "auto", "unknown option 'layot': expected one of .*layout"),
-    ("layout", "full", "layout = 'full': expected one of .*spplate"),
+    ("layout", "plates", "layout = 'plates': expected one of .*spplate"),
     ("window", "5000,3800", "window = '5000,3800': expected 'full' or 'low,high'"),
     ("window", "3800", "window = '3800'"),
     ("window", "nan,nan", "window = 'nan,nan'"),
