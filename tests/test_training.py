@@ -33,7 +33,8 @@ def settings():
 def data(spark, settings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("training") / "data"
     counts = training_set.from_templates(spark, folder, settings, list(range(20000, 20006)), 60)
-    assert counts == {"train": 240, "validation": 60, "test": 60}
+    # Of 60 fibres on each of 4, 1 and 1 plates those at the searched redshifts.
+    assert 160 < counts["train"] <= 240 and 40 < counts["validation"] <= 60 and 40 < counts["test"] <= 60
     return folder
 
 
