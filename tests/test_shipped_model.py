@@ -1,6 +1,7 @@
 """The model that ships: what it promises on spectra it never saw, on every engine."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,6 +40,17 @@ def test_its_card_says_what_it_is(model):
     assert card["training_data"]["counts"]["train"] >= 20_000 and card["history"]
     assert card["eigenbasis"] == model.basis.provenance and "basis" not in card["name"]
     assert model.network == config.load().network and model.input == config.load().input
+
+
+def test_the_papers_model_is_that_of_its_configuration(plate):
+    settings = config.load([Path(__file__).resolve().parents[1] / "conf/paper.toml"], ["score.engine='openvino'"])
+    model = Model.named(settings.score.model)
+    assert (model.input, model.network) == (settings.input, settings.network) and len(model.card["history"]) == 20
+    planes = [plate[name] for name in ("flux", "ivar", "and_mask", "z")]
+    prepared, p_line, _ = inference.scorer(model, settings)(*planes)
+    bright = (plate["kind"] == "lya") & (plate["line_snr"] > 12) & prepared.scorable
+    assert bright.sum() > 30 and (p_line[bright] > settings.score.threshold).mean() > 0.5
+    assert (p_line[plate["kind"] == "clean"] > settings.score.threshold).mean() < 0.02
 
 
 def test_it_finds_bright_lines_where_they_are(plate, scored, settings):
