@@ -124,7 +124,7 @@ def test_repeats_of_nothing_add_nothing_and_neighbours_are_the_maximum():
     batch = pd.DataFrame({name: [0] * n for name in (*measuring.KEY, *measuring.HIT_KEY)})
     batch = batch.assign(role=np.where(np.arange(n) < n // 2, measuring.REPEAT, measuring.NEIGHBOUR), loglam0=3.58,
                          line_wave=10 ** (3.58 + 0.02003), line_flux=10.0, z_lens=0.5, vdisp=200.0, vdisp_err=20.0)
-    batch["class"] = "GALAXY"
+    batch["class"], batch["full"] = "GALAXY", None
     for name in measuring.PLANES:
         fill = {"flux": rng.normal(size=(n, n_pix)), "ivar": np.ones((n, n_pix)), "wdisp": np.ones((n, n_pix))}
         batch[name] = list(fill.get(name, np.zeros((n, n_pix))).astype("i4" if name == "and_mask" else "f4"))
@@ -141,6 +141,7 @@ def test_a_stars_absorption_lines_are_no_line_between_them_and_a_galaxys_emissio
     batch = batch.assign(role=measuring.NEIGHBOUR, loglam0=3.58, line_wave=10 ** (3.58 + 0.0201), line_flux=10.0,
                          z_lens=0.5, vdisp=200.0, vdisp_err=20.0)
     batch["class"], batch["flux"], batch["model"] = (list(part) for part in zip(*rows, strict=True))
+    batch["full"] = None
     for name in ("ivar", "wdisp", "and_mask"):
         batch[name] = [np.full(n_pix, name != "and_mask", dtype="i4" if name == "and_mask" else "f4")] * 4
     snr = measuring._measure(batch, make_model(), SETTINGS.vetting)["at_snr"].to_numpy()
