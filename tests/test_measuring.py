@@ -150,7 +150,8 @@ def test_a_stars_absorption_lines_are_no_line_between_them_and_a_galaxys_emissio
 
 
 def test_a_line_of_one_exposure_is_vetoed_and_one_of_all_is_not(gathered):
-    hits = gathered[1].selectExpr("*", "0.9D p_line")
+    hits = gathered[1].selectExpr("*", "0.9D p_line", "3D line_peak", "9D line_snr", "0D line_mask_fraction",
+                                  "1 n_line_hits")
     got = vet(hits, SETTINGS).toPandas().set_index("fiberid")
     assert got.loc[[10, 500], "n_exposures"].tolist() == [3, 3] and got.loc[[13], "n_exposures"].isna().all()
     real, spike = got.loc[10], got.loc[500]
