@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from lensspark import config as configuration
+from lensspark.checked import section
 from lensspark.config import Config, Input, Network
 from lensspark.eigen import Basis
 from lensspark.spectrum import window_pixels
@@ -98,11 +99,11 @@ class Model:
 
     @cached_property
     def input(self) -> Input:
-        return configuration.section(Input, self._config["input"], "input")
+        return section(Input, self._config["input"], "input")
 
     @cached_property
     def network(self) -> Network:
-        return configuration.section(Network, self._config["network"], "network")
+        return section(Network, self._config["network"], "network")
 
     @cached_property
     def window(self) -> tuple[float, float]:
