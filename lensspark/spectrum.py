@@ -51,7 +51,8 @@ class Prepared:
     scorable: np.ndarray  # (n,) bool: enough usable pixels
 
 
-def _bits(numbers: tuple[int, ...]) -> np.int32:
+def mask_bits(numbers: tuple[int, ...]) -> np.int32:
+    """The mask with the bits of these `numbers` (0 to 31) set, to be compared with an and_mask."""
     return np.array(sum(1 << n for n in numbers), dtype=np.uint32).view(np.int32)[()]
 
 
@@ -61,8 +62,8 @@ def usable_ivar(ivar: np.ndarray, and_mask: np.ndarray, z_lens: np.ndarray, sett
     Unusable are pixels with one of the configured mask bits, fibres with a bad-fibre bit in at least half of their
     pixels, the galaxy's own lines at z_lens (n,), sky lines, and non-finite or negative ivar.
     """
-    good = (ivar > 0) & np.isfinite(ivar) & ((and_mask & _bits(settings.bad_pixel_bits)) == 0)
-    bad_fibre = ((and_mask & _bits(settings.bad_fibre_bits)) != 0).mean(axis=1) >= 0.5
+    good = (ivar > 0) & np.isfinite(ivar) & ((and_mask & mask_bits(settings.bad_pixel_bits)) == 0)
+    bad_fibre = ((and_mask & mask_bits(settings.bad_fibre_bits)) != 0).mean(axis=1) >= 0.5
     good &= ~bad_fibre[:, None]
     n_pix = ivar.shape[1]
     grid = np.arange(n_pix)

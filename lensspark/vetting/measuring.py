@@ -19,6 +19,7 @@ from lensspark.boss import Fault, Key, full_files, read_exposures
 from lensspark.config import Config
 from lensspark.counterpart import counterpart
 from lensspark.model import Model
+from lensspark.spectrum import mask_bits
 from lensspark.vetting import sky
 
 KEY = [column.name for column in schema.KEY]
@@ -113,7 +114,7 @@ def _measure(batch: pd.DataFrame, model: Model, vetting: Any) -> pd.DataFrame:
     batch = batch.reset_index(drop=True)
     out = batch[[name for name in MEASURED.names if name in batch.columns]].copy()
     planes = {name: measure.pad(list(batch[name])) for name in PLANES}
-    good = np.where((planes["and_mask"] & _bits(model.input.bad_pixel_bits)) == 0, planes["ivar"], 0)
+    good = np.where((planes["and_mask"] & mask_bits(model.input.bad_pixel_bits)) == 0, planes["ivar"], 0)
     loglam0, wave = batch["loglam0"].to_numpy(), batch["line_wave"].to_numpy(float)
     # The model of a neighbour that is a galaxy has the very line that leaks; no other model has a foreign line.
     beside = (batch["role"] == NEIGHBOUR).to_numpy()
@@ -139,7 +140,7 @@ def _measure(batch: pd.DataFrame, model: Model, vetting: Any) -> pd.DataFrame:
 
 def _exposures(hit: pd.Series, width: float, model: Model, vetting: Any) -> dict[str, float]:
     """exposures.COLUMNS of a row of pixels whose `full` file is there; none where that cannot be trusted."""
-    wave, bad = float(hit["line_wave"]), _bits(model.input.bad_pixel_bits)
+    wave, bad = float(hit["line_wave"]), mask_bits(model.input.bad_pixel_bits)
     try:
         found = read_exposures(hit["full"], Key(*(hit[name] for name in KEY)), exposures.window(wave))
     except Fault:  # the search has its spectrum; this is evidence beside it
@@ -148,10 +149,6 @@ def _exposures(hit: pd.Series, width: float, model: Model, vetting: Any) -> dict
         return {}
     good = [(one.loglam, one.flux, np.where(one.mask & bad == 0, one.ivar, 0)) for one in found]
     return exposures.compare(good, wave, width, vetting.exposure_flux_loss)
-
-
-def _bits(numbers: tuple[int, ...]) -> int:
-    return int(np.array(sum(1 << n for n in numbers), np.uint32).view(np.int32))
 
 
 def gathered(wanted: DataFrame, measured: DataFrame | None, config: Config) -> DataFrame:
