@@ -6,6 +6,7 @@ list, in the order of the funnel and its STAGES; the bits, the ledger's `veto` a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntFlag
@@ -105,6 +106,12 @@ def _at_most(bit: Veto, phrase: str, column: str, threshold: str, **options: Any
     return Cut(bit, phrase, (column,), threshold, lambda v: F.col(column) <= getattr(v, threshold), **options)
 
 
+def _at_most_where_known(bit: Veto, phrase: str, column: str, threshold: str) -> Cut:
+    """Keeps a fitted line whose `column` is at or below the limit, null or NaN."""
+    return Cut(bit, phrase, ("profile_chi2",), threshold, lambda v: F.coalesce(
+        F.nanvl(column, F.lit(-math.inf)), F.lit(-math.inf)) <= getattr(v, threshold), shown=column)
+
+
 CUTS = (
     # Li et al. (2018): lines with a peak below 1e-17 erg/s/cm2/A do not survive inspection.
     _at_least(Veto.LINE_PEAK, "peak flux density at least {threshold}", "line_peak", "min_line_peak"),
@@ -137,14 +144,11 @@ CUTS = (
         lambda v: F.col("sn_oii_veto") < v.max_sn_oii_veto),
     _at_least(Veto.IDENTITY, "probability of Lya at least {threshold}", "p_lya", "min_p_lya"),
     # Where the line-spread function is not known nothing is too narrow.
-    Cut(Veto.COSMIC_RAY, "a spike fits better by at most {threshold} in chi2", ("profile_chi2",), "max_dchi2_spike",
-        lambda v: F.coalesce(F.nanvl("dchi2_spike", F.lit(float("-inf"))), F.lit(float("-inf"))) <= v.max_dchi2_spike,
-        shown="dchi2_spike"),
+    _at_most_where_known(Veto.COSMIC_RAY, "a spike fits better by at most {threshold} in chi2", "dchi2_spike",
+                         "max_dchi2_spike"),
     # Without two exposures of a full file nothing is known of them.
-    Cut(Veto.EXPOSURES, "brighter in one exposure than in the others by at most {threshold} sigma", ("profile_chi2",),
-        "max_exposure_tension", lambda v: F.coalesce(
-            F.nanvl("exposure_tension", F.lit(float("-inf"))), F.lit(float("-inf"))) <= v.max_exposure_tension,
-        shown="exposure_tension"),
+    _at_most_where_known(Veto.EXPOSURES, "brighter in one exposure than in the others by at most {threshold} sigma",
+                         "exposure_tension", "max_exposure_tension"),
     # Where no neighbour could be measured (a mirror of single spectra) none can tell.
     Cut(Veto.NEIGHBOUR, "neighbour's line at most {threshold} times brighter", ("n_neighbour",), "max_neighbour_ratio",
         lambda v: F.coalesce("neighbour_ratio", F.lit(0.0)) <= v.max_neighbour_ratio, shown="neighbour_ratio"),
