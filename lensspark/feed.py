@@ -22,6 +22,7 @@ from lensspark.eigen import Basis
 from lensspark.spectrum import prepare, window_pixels
 
 COLUMNS = ("plate", "fiberid", "kind", "z", "label", "line_pixel", "line_snr", "flux", "ivar", "and_mask")
+SPLITS = ("train", "validation", "test")  # folders of a training set
 POOLED_GROUPS = 6  # row groups that are shuffled together: about 4,000 spectra, 60 MB
 PREFETCH = 8  # batches that wait for the network
 PREPARED_AT_ONCE = 512
@@ -39,10 +40,10 @@ def part_files(folder: str | Path) -> list[str]:
     return files
 
 
-def data_hash(folder: str | Path, splits: tuple[str, ...] = ("train", "validation", "test")) -> str:
+def data_hash(folder: str | Path) -> str:
     """sha256 of the sha256 of all part files of a training set's splits, in the order of their names."""
     digests = []
-    for split in splits:
+    for split in SPLITS:
         for path in sorted((Path(folder) / split).glob("*.parquet")):
             with path.open("rb") as file:
                 digests.append(hashlib.file_digest(file, "sha256").digest())

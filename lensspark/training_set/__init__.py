@@ -3,7 +3,8 @@
 Plates are split whole, since the spectra of one share its sky, its calibration and its noise.
 """
 
-from lensspark.training_set.common import SPLITS, exit_code, split_plates
+from lensspark.feed import SPLITS
+from lensspark.training_set.common import exit_code, split_plates
 from lensspark.training_set.survey import from_survey
 from lensspark.training_set.templates import from_templates
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEY = [column.name for column in schema.KEY]
-SPLITS = ("train", "validation", "test")
 LINE_KINDS = ("lya", "oii")  # within the window an [OII] interloper is a line like any other; vetting tells them apart
 ROW_GROUP_BYTES = 8 << 20  # about 700 spectra: what the feed shuffles and holds in memory
 
@@ -82,7 +81,7 @@ def write_split(spectra: DataFrame, out: Path, split: str) -> None:
 
 def write_facts(out: Path, facts: dict[str, Any]) -> None:
     """Write DATA/data.json, the last file: a folder without it is unfinished. `facts` get the hash of the spectra."""
-    (out / "data.json").write_text(json.dumps(facts | {"sha256": data_hash(out, SPLITS)}, indent=1))
+    (out / "data.json").write_text(json.dumps(facts | {"sha256": data_hash(out)}, indent=1))
 
 
 def exit_code(out: str | Path, config: Config) -> int:

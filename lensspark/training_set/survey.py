@@ -21,12 +21,13 @@ import pyarrow as pa
 from lensspark import schema, source
 from lensspark.boss import survey_files
 from lensspark.config import Config
+from lensspark.feed import SPLITS
 from lensspark.galaxy_bins import Bins
 from lensspark.mock.artificial import SPECTRA_AT_ONCE, artificial
 from lensspark.session import progress, share
 from lensspark.training_set.backdrops import keep_backdrops, load_backdrops, read_survey, usable_plates
 from lensspark.training_set.basis import survey_basis
-from lensspark.training_set.common import SPLITS, Frame, labelled, new_folder, plates_of, write_facts, write_split
+from lensspark.training_set.common import Frame, labelled, new_folder, plates_of, write_facts, write_split
 from lensspark.training_set.galaxies import measure_galaxies
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ import pyarrow as pa
 from lensspark import schema
 from lensspark.config import Config, resource
 from lensspark.eigen import Basis
+from lensspark.feed import SPLITS
 from lensspark.mock import observe_plate
 from lensspark.spectrum import window_pixels
-from lensspark.training_set.common import SPLITS, labelled, new_folder, split_plates, write_facts, write_split
+from lensspark.training_set.common import labelled, new_folder, split_plates, write_facts, write_split
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
