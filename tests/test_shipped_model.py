@@ -1,12 +1,11 @@
 """The model that ships: what it promises on spectra it never saw, on every engine."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lensspark import config, engine, inference, mock
+from lensspark import config, detectors, engine, inference, mock
 from lensspark.locate import measure_line
 from lensspark.model import Model
 from lensspark.spectrum import pixel
@@ -66,9 +65,7 @@ def test_it_finds_bright_lines_where_they_are(plate, scored, settings):
 
 def test_the_brightest_lines_are_found_too(basis, model, settings):
     first, n_pix = model.pixels
-    bright = config.load([], ["mock.lya=1.0", "mock.line_snr=[15, 120]"]).mock
-    bright = dataclasses.replace(bright, **dict.fromkeys(("oii", "airglow", "cosmic", "lens_line", "crosstalk", "sky",
-                                                          "star", "broad"), 0.0))
+    bright = detectors.only(settings, lya=1.0, line_snr=(15.0, 120.0))
     plate = mock.observe_plate(78, 6002, 56000, np.arange(1, 301), bright, basis, first, n_pix)
     planes = [plate[name] for name in ("flux", "ivar", "and_mask", "z")]
     prepared, p_line, heat = inference.scorer(model, settings)(*planes)

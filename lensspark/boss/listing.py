@@ -94,8 +94,8 @@ def survey_files(
     `layout`: spplate (spPlate + spZbest), lite (spec files, lite before full), full (spec files, full before lite), or
     auto: spPlate where it has its spZbest, else spec files, lite before full. `plates` and `keys` keep only those. A
     folder named like a spectrum, a folder that cannot be listed, a misnamed spectrum and an spPlate without spZbest are
-    units of kind fault. Copies of one
-    spec file within one RUN2D tree are one spectrum: the first path in order is read.
+    units of kind fault. Copies of one spec file within one RUN2D tree are one spectrum: the first path in order is
+    read.
 
     Raises ValueError if `root` is missing or holds no spectra, or, unless `skip_absent`, none of an asked plate or key.
     """

@@ -156,7 +156,6 @@ def _start_of_circle(angles: np.ndarray) -> float:
     return float(ordered[(gaps.argmax() + 1) % ordered.size])
 
 
-
 def overdensities(bins: pd.DataFrame, limit: float) -> list[Any]:
     """Per frame the lines in each bin of log10 wavelength, their running median, and what is over `limit` sigma.
 
