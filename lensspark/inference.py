@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,25 +35,29 @@ _SHIFTED_OF = {"shifted_p_line": "p_line", "shifted_wave": "line_wave", "shifted
 SHIFTED = {"lens_lines": tuple(dict.fromkeys((*lines.LENS_LINES, *lines.LENS_EMISSION))),
            "sky_lines": tuple(sum(band) / 2 for band in lines.SKY_BANDS), "sky_line_half_width_px": 8}
 
-Scorer = Callable[..., tuple[Prepared, np.ndarray, np.ndarray]]
+@dataclass(frozen=True)
+class Scorer:
+    """A model ready to score on this machine: `scorer(flux, ivar, and_mask, z_lens)`."""
+
+    model: Model
+    run: engine.Engine
+
+    def __call__(self, flux: np.ndarray, ivar: np.ndarray, and_mask: np.ndarray, z_lens: np.ndarray,
+                 shifted: bool = False) -> tuple[Prepared, np.ndarray, np.ndarray]:
+        """(Prepared, p_line (n,), heat (n, n_cells)) of n spectra.
+
+        flux, ivar, and_mask: (n, n_pix) on the model's window, or if `shifted` on as many pixels redwards of it;
+        z_lens: (n,).
+        """
+        model, (first, n_pix) = self.model, self.model.pixels
+        settings = dataclasses.replace(model.input, **SHIFTED) if shifted else model.input
+        prepared = prepare(flux, ivar, and_mask, z_lens, model.basis, settings, first + n_pix * shifted)
+        return prepared, *self.run(prepared.channels)
 
 
 def scorer(model: Model, config: Config) -> Scorer:
-    """A function (flux, ivar, and_mask, z_lens) -> (Prepared, p_line (n,), heat (n, n_cells)) of n spectra.
-
-    flux, ivar, and_mask: (n, n_pix) on the model's window, or with `shifted=True` on as many pixels redwards of it;
-    z_lens: (n,).
-    """
-    run = engine.engine_for(model, config.score.engine, config.score.precision, config.score.batch_size)
-    first, n_pix = model.pixels
-    elsewhere = dataclasses.replace(model.input, **SHIFTED)
-
-    def score(flux, ivar, and_mask, z_lens, shifted=False) -> tuple[Prepared, np.ndarray, np.ndarray]:
-        where = (elsewhere, first + n_pix) if shifted else (model.input, first)
-        prepared = prepare(flux, ivar, and_mask, z_lens, model.basis, *where)
-        return prepared, *run(prepared.channels)
-
-    return score
+    """The scorer of `model` on the engine that `config.score` asks for."""
+    return Scorer(model, engine.engine_for(model, config.score.engine, config.score.precision, config.score.batch_size))
 
 
 _scorers: dict[tuple, Scorer] = {}  # of this Python worker, by model and engine
@@ -146,29 +151,29 @@ def _search(score_batch: Scorer, planes: list[np.ndarray], z_lens: np.ndarray, l
 
     planes: flux, ivar, and_mask on the window's `n_pix` pixels, and on as many beyond where some role is `shifted`.
     """
-    def find(rows: np.ndarray, planes: list[np.ndarray], **where: bool) -> tuple[Prepared, dict[str, np.ndarray]]:
-        prepared, p_line, heat = score_batch(*planes, z_lens[rows], **where)
-        found = measure_line(prepared, heat, loglam0[rows] + (n_pix * DLOGLAM if where else 0), min_snr)
+    def find(rows: np.ndarray, prepared: Prepared, p_line: np.ndarray, heat: np.ndarray, step: int = 0
+             ) -> dict[str, np.ndarray]:
+        found = measure_line(prepared, heat, loglam0[rows] + step * DLOGLAM, min_snr)
         found["p_line"] = ranked(p_line, found["line_snr"])
-        return prepared, {name: np.where(prepared.scorable, values, np.nan) for name, values in found.items()}
+        return {name: np.where(prepared.scorable, values, np.nan) for name, values in found.items()}
 
-    inside = [plane[:, :n_pix] for plane in planes]
-    prepared, own = find(np.arange(len(role)), inside)
+    every = np.arange(len(role))
+    prepared, *scores = score_batch(*(plane[:, :n_pix] for plane in planes), z_lens)
+    own = find(every, prepared, *scores)
     found = {name: np.where(role == "null", np.nan, values) for name, values in own.items()}
     found |= {null: np.where(role == "null", own[name], np.nan) for null, name in _NULL_OF.items()}
     both = np.flatnonzero(role == "both")
     if len(both):
-        # Upside down about its galaxy's model: noise and template residuals look alike, no emission line does.
-        flux, *others = (plane[both] for plane in inside)
-        _, flipped = find(both, [2 * prepared.model[both] - flux, *others])
+        mirrored = prepared[both].upside_down()
+        flipped = find(both, mirrored, *score_batch.run(mirrored.channels))
         for null, name in _NULL_OF.items():
             found[null][both] = flipped[name]
     away = np.flatnonzero(role == "shifted")
     if len(away):
-        _, beyond = find(away, [plane[away, n_pix:] for plane in planes], shifted=True)
+        beyond = score_batch(*(plane[away, n_pix:] for plane in planes), z_lens[away], shifted=True)
         for null, name in _SHIFTED_OF.items():
             found[null] = np.full(len(role), np.nan)
-            found[null][away] = beyond[name]
+            found[null][away] = find(away, *beyond, step=n_pix)[name]
     return found, prepared.scorable
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtr, ndtri
 
-from lensspark import figures, lines, matched_filter, metrics, schema
+from lensspark import figures, lines, metrics, schema
 from lensspark.config import Config
 from lensspark.detectors import POSITION_PX, only
 from lensspark.locate import measure_line, ranked
@@ -118,7 +118,7 @@ def inject(spectra: dict[str, np.ndarray], score: Callable, settings: Config, fi
 
 def filter_scatter(prepared: Prepared) -> np.ndarray:
     """(n,) half the width of the central 68 % of each spectrum's matched-filter S/N on usable pixels, NaN without."""
-    snr = np.where(prepared.ivar > 0, matched_filter.snr(prepared.residual, prepared.ivar), np.nan)
+    snr = np.where(prepared.ivar > 0, prepared.snr, np.nan)
     some = np.isfinite(snr).any(axis=1)
     snr[~some] = 0.0
     low, high = np.nanquantile(snr, (0.16, 0.84), axis=1)

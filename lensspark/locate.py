@@ -36,8 +36,7 @@ def measure_line(prepared: Prepared, heat: np.ndarray, loglam0: np.ndarray, min_
     Gaussian of sigma 2.2 px there (Shu et al. 2016) and `line_peak` that Gaussian's height; a line of another
     width gets sqrt(2) 2.2 / sqrt(2.2^2 + width^2) of its flux. `n_line_hits` counts peaks of at least `min_snr`.
     """
-    amplitude, weight = matched_filter.amplitude(prepared.residual, prepared.ivar, matched_filter.CLASSICAL_SIGMA)
-    snr = amplitude * np.sqrt(weight)
+    snr = prepared.snr
     n, n_pix = snr.shape
     rows, grid = np.arange(n), np.arange(n_pix)
     cell = n_pix / heat.shape[1]
@@ -47,9 +46,9 @@ def measure_line(prepared: Prepared, heat: np.ndarray, loglam0: np.ndarray, min_
     offset = _parabola(*(snr[rows, np.clip(peak + step, 0, n_pix - 1)].astype(np.float64) for step in (-1, 0, 1)))
     wave = 10 ** (loglam0 + DLOGLAM * (peak + offset))
     pixel_width = wave * np.log(10) * DLOGLAM  # Angstrom
-    value, ivar = amplitude[rows, peak].astype(np.float64), weight[rows, peak].astype(np.float64)
-    with np.errstate(divide="ignore"):
-        error = np.where(ivar > 0, 1 / np.sqrt(ivar), np.nan)
+    signal, ivar = prepared.signal[rows, peak].astype(np.float64), prepared.weight[rows, peak].astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value, error = np.where(ivar > 0, [signal / ivar, 1 / np.sqrt(ivar)], [[0], [np.nan]])
     beside = np.clip(peak[:, None] + np.arange(-MASK_HALF_PX, MASK_HALF_PX + 1), 0, n_pix - 1)
     return {
         "line_wave": wave,

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.ndimage import correlate1d
 
 CLASSICAL_SIGMA = 2.2  # px; Shu et al. 2016
+TINY = np.float32(1e-30)  # far below any inverse variance in (1e-17 erg/s/cm2/A)^-2, and no zero
 
 
 def kernel(sigma: float) -> np.ndarray:
@@ -20,26 +21,39 @@ def kernel(sigma: float) -> np.ndarray:
     return (values / values.sum()).astype(np.float32)
 
 
+def weight(ivar: np.ndarray, sigma: float = CLASSICAL_SIGMA) -> np.ndarray:
+    """Inverse variance of the flux of a line of width `sigma` px centred on each pixel; `ivar` (..., n_pix)."""
+    k = kernel(sigma)
+    return correlate1d(ivar, k * k, axis=-1, mode="constant")
+
+
+def signal(weighted: np.ndarray, sigma: float = CLASSICAL_SIGMA) -> np.ndarray:
+    """`weighted`, residual times ivar (..., n_pix), seen through the filter: the flux of a line times its `weight`."""
+    return correlate1d(weighted, kernel(sigma), axis=-1, mode="constant")
+
+
 def amplitude(residual: np.ndarray, ivar: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
     """Flux of a line of width `sigma` px centred on each pixel, and its inverse variance.
 
     residual and ivar (..., n_pix); where ivar is 0 the residual is ignored. Returns two arrays (..., n_pix):
     the least-squares amplitude in (flux density) x (pixels), 0 where nothing constrains it, and its ivar.
     """
-    k = kernel(sigma)
-    weight = correlate1d(ivar, k * k, axis=-1, mode="constant")
-    signal = correlate1d(residual * ivar, k, axis=-1, mode="constant")
-    measured = weight > 0
-    return np.divide(signal, weight, out=np.zeros_like(signal), where=measured), np.where(measured, weight, 0)
+    inverse, found = weight(ivar, sigma), signal(residual * ivar, sigma)
+    measured = inverse > 0
+    return np.divide(found, inverse, out=np.zeros_like(found), where=measured), np.where(measured, inverse, 0)
 
 
 def snr(residual: np.ndarray, ivar: np.ndarray, sigma: float = CLASSICAL_SIGMA) -> np.ndarray:
     """Matched-filter S/N at each pixel, shape of `residual`; 0 where nothing is measured."""
-    value, weight = amplitude(residual, ivar, sigma)
-    return value * np.sqrt(weight)
+    return significance(signal(residual * ivar, sigma), weight(ivar, sigma))
 
 
-def count_hits(significance: np.ndarray, floor: float) -> np.ndarray:
+def significance(found: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+    """S/N from `signal` and `weight`; 0 where nothing is measured, since the signal is 0 there."""
+    return found / np.sqrt(np.maximum(inverse, TINY))
+
+
+def count_hits(snr: np.ndarray, floor: float) -> np.ndarray:
     """Separate runs of contiguous pixels at or above `floor` in each row of (n, n_pix); returns (n,) int."""
-    above = significance >= floor
+    above = snr >= floor
     return above[:, 0].astype(int) + (above[:, 1:] & ~above[:, :-1]).sum(axis=1)

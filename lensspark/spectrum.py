@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.ndimage import uniform_filter1d
@@ -42,18 +44,69 @@ def pixel(wave: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` makes of n spectra: all arrays (n, n_pix) float32 but for `channels` (n, n_channels, n_pix)."""
+    """n spectra as the search sees them: arrays (n, n_pix) float32 but for `scorable` (n,)."""
 
-    channels: np.ndarray
-    residual: np.ndarray  # flux - model
+    flux: np.ndarray  # 0 where unusable
     ivar: np.ndarray  # 0 where unusable
     model: np.ndarray  # the foreground galaxy
-    scorable: np.ndarray  # (n,) bool: enough usable pixels
+    weight: np.ndarray  # matched_filter.weight of ivar
+    scorable: np.ndarray  # bool: enough usable pixels
+    settings: Input
+
+    @cached_property
+    def residual(self) -> np.ndarray:
+        """flux - model, 0 where unusable."""
+        return (self.flux - self.model) * (self.ivar > 0)
+
+    @cached_property
+    def signal(self) -> np.ndarray:
+        """matched_filter.signal of the residual, in the classical filter."""
+        return matched_filter.signal(self.residual * self.ivar)
+
+    @cached_property
+    def snr(self) -> np.ndarray:
+        """Matched-filter S/N in the classical filter."""
+        return matched_filter.significance(self.signal, self.weight)
+
+    @cached_property
+    def channels(self) -> np.ndarray:
+        """The network's input, (n, n_channels, n_pix) float32. Raises ValueError if a channel is unknown.
+
+        `settings.channels` chooses among flux and model (over their mean absolute value), sqrt_ivar (over its mean),
+        error_level_W (the same, smoothed over W px), residual (significance of flux - model per pixel) and matched_S
+        (matched-filter S/N for a line of width S px). Significances of a spectrum are scaled down so that no matched
+        filter exceeds `settings.brightest_snr`.
+        """
+        names = self.settings.channels
+        channels = np.empty((self.flux.shape[0], len(names), self.flux.shape[1]), dtype=np.float32)
+        for i, name in enumerate(names):
+            channels[:, i] = _channel(name, self)
+        _dim(channels, self.settings)
+        return channels
+
+    def upside_down(self) -> Prepared:
+        """The spectra mirrored about their galaxies' models: noise and template residuals look alike, no line does.
+
+        No fit is needed: it is linear and clips both signs alike, so that the mirrored spectrum has the same model.
+        """
+        return dataclasses.replace(self, flux=(2 * self.model - self.flux) * (self.ivar > 0))
+
+    def __getitem__(self, rows: np.ndarray) -> Prepared:
+        """The spectra of `rows`."""
+        planes = (self.flux, self.ivar, self.model, self.weight, self.scorable)
+        return Prepared(*(plane[rows] for plane in planes), self.settings)
 
 
 def mask_bits(numbers: tuple[int, ...]) -> np.int32:
     """The mask with the bits of these `numbers` (0 to 31) set, to be compared with an and_mask."""
     return np.array(sum(1 << n for n in numbers), dtype=np.uint32).view(np.int32)[()]
+
+
+def kept(values: np.ndarray, good: np.ndarray) -> np.ndarray:
+    """`values` (n, n_pix) where `good` and finite, else 0."""
+    if np.isfinite(values).all():
+        return values * good  # ten times as fast as a choice pixel by pixel
+    return np.where(good & np.isfinite(values), values, np.float32(0))
 
 
 def usable_ivar(ivar: np.ndarray, and_mask: np.ndarray, z_lens: np.ndarray, settings: Input, first: int) -> np.ndarray:
@@ -74,40 +127,43 @@ def usable_ivar(ivar: np.ndarray, and_mask: np.ndarray, z_lens: np.ndarray, sett
         inside = (centre > -settings.lens_line_half_width_px) & (centre < n_pix + settings.lens_line_half_width_px)
         rows = np.flatnonzero(inside)
         good[rows] &= np.abs(grid - centre[rows, None]) > settings.lens_line_half_width_px
-    return np.where(good, ivar, np.float32(0))
+    return kept(ivar, good)
 
 
-def fit_galaxy(flux: np.ndarray, ivar: np.ndarray, z_lens: np.ndarray, basis: Basis, settings: Input, first: int
-               ) -> np.ndarray:
+def fit_galaxy(flux: np.ndarray, ivar: np.ndarray, z_lens: np.ndarray, basis: Basis, settings: Input, first: int,
+               weight: np.ndarray | None = None) -> np.ndarray:
     """Model (n, n_pix) of the foreground galaxies: eigenspectra at z_lens plus a polynomial, weighted by ivar.
 
     Between passes, pixels under a matched-filter S/N beyond +-fit_clip_sigma leave the fit, so that neither a line nor
-    a glitch bends the continuum (Shu et al. 2016 mask by hand instead).
+    a glitch bends the continuum (Shu et al. 2016 mask by hand instead). `weight` is matched_filter.weight of ivar,
+    where it is at hand.
     """
     n, n_pix = flux.shape
     eigen = basis.at(z_lens, first, n_pix, settings.fit_components)
     poly = np.broadcast_to(legendre(n_pix, settings.fit_poly_terms), (n, settings.fit_poly_terms, n_pix))
     design = np.concatenate([eigen, poly], axis=1)
-    weights = ivar
-    for step in range(settings.fit_passes):
-        coefficients = weighted_fit(design, flux, weights)
-        model = (coefficients.astype(np.float32)[:, None, :] @ design)[:, 0]
-        if step + 1 < settings.fit_passes:
-            outlying = np.abs(matched_filter.snr(flux - model, ivar)) > settings.fit_clip_sigma
-            weights = np.where(outlying, np.float32(0), ivar)
+    model = _fitted(design, flux, ivar)
+    error = np.sqrt(matched_filter.weight(ivar) if weight is None else weight)
+    clipped = np.zeros((n, n_pix), bool)
+    for _ in range(settings.fit_passes - 1):
+        before = clipped
+        found = np.abs(matched_filter.signal((flux - model) * ivar))
+        clipped = (found > settings.fit_clip_sigma * error) & (ivar > 0)
+        changed = np.flatnonzero((clipped != before).any(axis=1))
+        model[changed] = _fitted(design[changed], flux[changed], ivar[changed] * ~clipped[changed])
     return model
+
+
+def _fitted(design: np.ndarray, flux: np.ndarray, ivar: np.ndarray) -> np.ndarray:
+    return (weighted_fit(design, flux, ivar).astype(np.float32)[:, None, :] @ design)[:, 0]
 
 
 def prepare(flux: np.ndarray, ivar: np.ndarray, and_mask: np.ndarray, z_lens: np.ndarray, basis: Basis,
             settings: Input, first: int, channels_only: bool = False) -> Prepared:
-    """Network input and residuals of n spectra on the pixels first ... first + n_pix - 1.
+    """n spectra on the pixels first ... first + n_pix - 1 as the search sees them: masked, the galaxy fitted.
 
-    flux [1e-17 erg/s/cm2/A], ivar, and_mask: (n, n_pix); z_lens (n,). `settings.channels` chooses among flux and model
-    (over their mean absolute value), sqrt_ivar (over its mean), error_level_W (the same, smoothed over W px), residual
-    (significance of flux - model per pixel) and matched_S (matched-filter S/N for a line of width S px). Significances
-    of a spectrum are scaled down so that no matched filter exceeds `settings.brightest_snr`. With
-    `channels_only` the galaxy is fitted only where a channel needs it, else model is 0. Raises ValueError if shapes
-    disagree or a channel is unknown.
+    flux [1e-17 erg/s/cm2/A], ivar, and_mask: (n, n_pix); z_lens (n,). With `channels_only` the galaxy is fitted only
+    where a channel needs it, else model is 0. Raises ValueError if shapes disagree.
     """
     flux = np.asarray(flux, dtype=np.float32)
     if not (flux.ndim == 2 and flux.shape == ivar.shape == and_mask.shape and np.shape(z_lens) == flux.shape[:1]):
@@ -115,23 +171,19 @@ def prepare(flux: np.ndarray, ivar: np.ndarray, and_mask: np.ndarray, z_lens: np
         raise ValueError(f"flux, ivar, and_mask, z_lens have shapes {shapes}; expected three times (n, n_pix) and (n,)")
     ivar = usable_ivar(np.asarray(ivar, dtype=np.float32), and_mask, np.asarray(z_lens), settings, first)
     good = ivar > 0
-    flux = np.where(good & np.isfinite(flux), flux, np.float32(0))
+    flux = kept(flux, good)
+    weight = matched_filter.weight(ivar)
     fitted = not channels_only or not all(name.startswith(UNFITTED) for name in settings.channels)
-    model = fit_galaxy(flux, ivar, z_lens, basis, settings, first) if fitted else np.zeros_like(flux)
-    residual = np.where(good, flux - model, np.float32(0))
-    channels = np.empty((flux.shape[0], len(settings.channels), flux.shape[1]), dtype=np.float32)
-    for i, name in enumerate(settings.channels):
-        channels[:, i] = _channel(name, flux, residual, ivar, model)
-    _dim(channels, settings)
-    scorable = good.mean(axis=1) >= settings.min_usable_fraction
-    return Prepared(channels, residual, ivar, model, scorable)
+    model = fit_galaxy(flux, ivar, z_lens, basis, settings, first, weight) if fitted else np.zeros_like(flux)
+    return Prepared(flux, ivar, model, weight, good.mean(axis=1) >= settings.min_usable_fraction, settings)
 
 
-def _channel(name: str, flux: np.ndarray, residual: np.ndarray, ivar: np.ndarray, model: np.ndarray) -> np.ndarray:
+def _channel(name: str, spectra: Prepared) -> np.ndarray:
+    flux, ivar, model = spectra.flux, spectra.ivar, spectra.model
     if name == "flux":
         return np.clip(flux / _scale(np.abs(flux), ivar > 0), -10, 30)
     if name == "residual":
-        return residual * np.sqrt(ivar)
+        return spectra.residual * np.sqrt(ivar)
     if name == "sqrt_ivar":
         root = np.sqrt(ivar)
         return np.clip(root / _scale(root, ivar > 0), 0, 5)
@@ -141,7 +193,9 @@ def _channel(name: str, flux: np.ndarray, residual: np.ndarray, ivar: np.ndarray
         return np.clip(model / _scale(np.abs(model), ivar > 0), -5, 5)
     if name.startswith("matched_"):
         try:
-            return matched_filter.snr(residual, ivar, float(name.removeprefix("matched_")))
+            sigma = float(name.removeprefix("matched_"))
+            classical = sigma == matched_filter.CLASSICAL_SIGMA
+            return spectra.snr if classical else matched_filter.snr(spectra.residual, ivar, sigma)
         except (ValueError, ZeroDivisionError):
             pass
     raise ValueError(f"input.channels: {name!r}; expected flux, residual, sqrt_ivar, error_level_<width "
@@ -176,5 +230,5 @@ def _dim(channels: np.ndarray, settings: Input) -> None:
 
 def _scale(values: np.ndarray, good: np.ndarray) -> np.ndarray:
     """Mean of `values` over good pixels of each row, (n, 1); 1 where that is not positive."""
-    mean = np.where(good, values, 0).sum(axis=1, dtype=np.float64) / np.maximum(good.sum(axis=1), 1)
+    mean = (values * good).sum(axis=1, dtype=np.float64) / np.maximum(good.sum(axis=1), 1)
     return np.where(mean > 0, mean, 1.0).astype(np.float32)[:, None]

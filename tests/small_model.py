@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from lensspark import config, network
+from lensspark import config, matched_filter, network
 from lensspark.config import resource
 from lensspark.model import Model
+from lensspark.spectrum import Prepared
 
 PIXELS, CHANNELS = 1192, 6
 
@@ -88,3 +89,9 @@ class ShapeOps:
 
     def channels(self, x):
         return x[1]
+
+
+def prepared(residual, ivar):
+    """Spectra whose galaxies are 0, all of them scorable."""
+    return Prepared(residual, ivar, 0 * residual, matched_filter.weight(ivar), np.ones(len(ivar), bool),
+                    config.load().input)

@@ -3,10 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from small_model import prepared
 
 from lensspark import config, injection
 from lensspark.locate import measure_line
-from lensspark.spectrum import Prepared, pixel
+from lensspark.spectrum import pixel
 
 N, N_PIX, FIRST = 200, 1192, 35798
 DRAWS = np.random.default_rng(0).random((N, 6))
@@ -32,8 +33,7 @@ class Scorer:
         self.flux, self.z = flux, z
         heat = np.zeros((len(flux), N_PIX // 4))
         heat[np.arange(len(flux)), np.minimum(flux.argmax(axis=1) // 4, heat.shape[1] - 1)] = 1
-        good = np.ones(len(flux), bool)
-        return Prepared(flux[:, None], flux, ivar, 0 * flux, good), np.ones(len(flux)), heat
+        return prepared(flux, ivar), np.ones(len(flux)), heat
 
 
 def test_lines_have_the_signal_to_noise_that_was_drawn_and_are_found_there(settings):
@@ -86,7 +86,7 @@ def test_the_scatter_is_that_of_the_filtered_noise():
     noise = np.random.default_rng(2).normal(size=(50, N_PIX)).astype("f4")
     ivar = np.ones_like(noise)
     ivar[0] = 0
-    scatter = injection.filter_scatter(Prepared(noise[:, None], 1.5 * noise, ivar, 0 * noise, np.ones(50, bool)))
+    scatter = injection.filter_scatter(prepared(1.5 * noise, ivar))
     assert np.isnan(scatter[0]) and np.mean(scatter[1:]) == pytest.approx(1.5, rel=0.05)
 
 

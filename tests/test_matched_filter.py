@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from small_model import prepared
 
 from lensspark import matched_filter
 from lensspark.locate import measure_line, ranked
-from lensspark.spectrum import Prepared, window_pixels
+from lensspark.spectrum import window_pixels
 
 FIRST, N_PIX = window_pixels((3800.0, 5000.0))
 CELLS = 298
@@ -50,8 +51,7 @@ def spectra(centres, amount, sigma=2.2, noise=0.0, error=0.2):
     residual = amount * np.exp(-0.5 * (x / sigma) ** 2) / (np.sqrt(2 * np.pi) * sigma)
     residual = (residual + noise * np.random.default_rng(2).normal(size=residual.shape)).astype(np.float32)
     ivar = np.full_like(residual, error**-2)
-    n = len(residual)
-    return Prepared(np.zeros((n, 1, N_PIX), np.float32), residual, ivar, residual * 0, np.ones(n, bool))
+    return prepared(residual, ivar)
 
 
 def heat_at(centres):
@@ -82,14 +82,14 @@ def test_flux_of_a_line_of_another_width(width):
 
 def test_flux_errors_are_the_scatter_of_fluxes():
     centres = np.full(500, 600.0)
-    prepared = spectra(centres, 5.0, noise=0.2)
-    found = measure_line(prepared, heat_at(centres), np.full(500, FIRST * 1e-4), 6.0)
+    lines = spectra(centres, 5.0, noise=0.2)
+    found = measure_line(lines, heat_at(centres), np.full(500, FIRST * 1e-4), 6.0)
     assert found["line_flux"].std() == pytest.approx(np.median(found["line_flux_err"]), rel=0.15)
 
 
 def test_the_network_decides_between_two_lines():
     left, right = spectra([300.0], 20.0), spectra([800.0], 10.0)
-    both = Prepared(left.channels, left.residual + right.residual, left.ivar, left.model, left.scorable)
+    both = prepared(left.flux + right.flux, left.ivar)
     for at in (300, 800):
         found = measure_line(both, heat_at([float(at)]), np.array([FIRST * 1e-4]), 6.0)
         assert np.log10(found["line_wave"][0]) * 1e4 - FIRST == pytest.approx(at, abs=0.05)
@@ -97,10 +97,10 @@ def test_the_network_decides_between_two_lines():
 
 
 def test_masked_pixels_about_the_line_are_counted_and_nothing_is_nan_but_the_error():
-    prepared = spectra([600.0, 600.0], 10.0)
-    prepared.ivar[0, 596:599] = 0
-    prepared.ivar[1] = 0
-    found = measure_line(prepared, heat_at([600.0, 600.0]), np.full(2, FIRST * 1e-4), 6.0)
+    lines = spectra([600.0, 600.0], 10.0)
+    lines.ivar[0, 596:599] = 0
+    lines.ivar[1] = 0
+    found = measure_line(prepared(lines.flux, lines.ivar), heat_at([600.0, 600.0]), np.full(2, FIRST * 1e-4), 6.0)
     assert found["line_mask_fraction"].tolist() == [3 / 15, 1.0]
     assert np.isnan(found["line_flux_err"][1]) and found["line_snr"][1] == 0
     assert np.isfinite(found["line_wave"]).all()

@@ -123,6 +123,24 @@ def test_a_row_does_not_depend_on_its_neighbours(settings, basis):
         np.testing.assert_allclose(alone.channels[0], together.channels[i], atol=2e-4)
 
 
+@pytest.mark.parametrize("bit", [0, 22])
+def test_a_spectrum_upside_down_is_fitted_by_the_same_model(settings, basis, bit):
+    rng = np.random.default_rng(4)
+    z = rng.uniform(0.3, 0.7, 20)
+    flux = galaxies(basis, z) + rng.normal(0, 0.5, (20, N_PIX)).astype(np.float32)
+    flux[:, 500] += rng.uniform(-20, 20, 20)  # glitches of either sign, which the fit clips
+    ivar, mask = np.full_like(flux, 4.0), np.zeros(flux.shape, np.int32)
+    mask[::2, 300:320] = 1 << bit  # 22 is a bad pixel's, 0 a bad fibre's if there are many
+    found = spectrum.prepare(flux, ivar, mask, z, basis, settings, FIRST)
+    mirrored = spectrum.prepare(2 * found.model - flux, ivar, mask, z, basis, settings, FIRST)
+    upside_down = found.upside_down()
+    np.testing.assert_allclose(upside_down.residual, -found.residual, atol=1e-4)
+    np.testing.assert_allclose(upside_down.snr, -found.snr, atol=1e-3)
+    good = found.ivar > 0
+    assert np.std((mirrored.model - found.model)[good]) < 0.03 * 0.5  # of the noise; the fit's ridge is no projection
+    np.testing.assert_array_equal(found[3:5].upside_down().channels, upside_down.channels[3:5])
+
+
 def test_worthless_spectra_are_finite_and_not_scorable(settings, basis):
     flux = np.ones((3, N_PIX), np.float32)
     ivar = np.zeros_like(flux)
@@ -141,4 +159,4 @@ def test_wrong_shapes_and_channels_are_named(settings, basis):
     for name in ("fluxx", "matched_", "matched_wide"):
         chosen = config.load([], [f"input.channels=['{name}']"]).input
         with pytest.raises(ValueError, match=name):
-            spectrum.prepare(flux, flux, mask, np.zeros(2), basis, chosen, FIRST)
+            _ = spectrum.prepare(flux, flux, mask, np.zeros(2), basis, chosen, FIRST).channels
