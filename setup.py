@@ -10,7 +10,7 @@ VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "lensspark/__init__.py").r
 
 # conf/constraints.txt pins exact versions; the limits here are those that the code needs.
 BASE = ["pyspark>=4.0", "numpy>=1.26", "pandas>=2.2,<3", "pyarrow>=11", "astropy>=6.1", "scipy>=1.13",
-        "openvino>=2025.0", "fsspec>=2024.2", "jinja2>=3.1"]
+        "openvino>=2025.0", "numba>=0.60", "fsspec>=2024.2", "jinja2>=3.1"]
 TRAIN = ["tensorflow-cpu>=2.20; platform_machine == 'x86_64' and sys_platform == 'linux'",
          "tensorflow>=2.20; platform_machine != 'x86_64' or sys_platform != 'linux'",
          "petastorm==0.12.1", "pyarrow<15", "numpy<2"]  # petastorm 0.12.1 needs the old pyarrow and numpy

@@ -32,7 +32,7 @@ NAME_TOLERANCE = 1e-4  # units of the last digit
 _NUMPY_TYPES = {"int": "i4", "long": "i8", "float": "f4", "double": "f8", "boolean": "?"}
 _COUNTED_PACKAGES = (
     "pyspark", "numpy", "pandas", "pyarrow", "scipy", "astropy", "tensorflow-cpu", "tensorflow", "keras", "openvino",
-    "fsspec",
+    "numba", "fsspec",
 )
 # counts of the run card: each total is the sum of its parts.
 _SUMS = {

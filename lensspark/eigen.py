@@ -1,4 +1,4 @@
-"""The foreground galaxy: a basis of eigenspectra, and its weighted fit at a known redshift.
+"""The foreground galaxy: a basis of eigenspectra, and how it looks at a redshift.
 
 All grids are BOSS's: pixel k lies at log10(wavelength / Angstrom) = k * 1e-4, vacuum (FACTS of the SDSS data model,
 https://data.sdss.org/datamodel/files/BOSS_SPECTRO_REDUX/RUN2D/PLATE4/spPlate.html), so that a redshift is a shift.
@@ -78,21 +78,28 @@ class Basis:
 
     @cached_property
     def _phased(self) -> np.ndarray:
-        """(PHASES, n_vectors, n_pix): the vectors sampled 0, 1/4, 1/2, 3/4 pixel redwards."""
         here = self.vectors
         following = np.concatenate([here[:, 1:], here[:, -1:]], axis=1)
         steps = (np.arange(PHASES) / PHASES)[:, None, None]
         return ((1 - steps) * here + steps * following).astype(np.float32)
+
+    def table(self, n_vectors: int | None = None) -> np.ndarray:
+        """(PHASES, n_vectors, n_pix) float32: the first vectors, sampled 0, 1/4, 1/2 and 3/4 pixel redwards."""
+        return np.ascontiguousarray(self._phased[:, :n_vectors])
+
+    def place(self, z: np.ndarray, first_pixel: int) -> tuple[np.ndarray, np.ndarray]:
+        """(phase, start), int64 like `z` (n,): pixel first_pixel + i, seen at z, is table()[phase, :, start + i]."""
+        quarters = np.rint((first_pixel - self.first_pixel - np.log10(1 + np.asarray(z)) / DLOGLAM) * PHASES)
+        start, phase = np.divmod(quarters.astype(np.int64), PHASES)
+        return phase, start
 
     def at(self, z: np.ndarray, first_pixel: int, n_pix: int, n_vectors: int | None = None) -> np.ndarray:
         """The vectors as observed at redshifts `z` (n,) on pixels first_pixel ... first_pixel + n_pix - 1.
 
         Returns (n, n_vectors, n_pix) float32; zero where the basis does not reach.
         """
-        table = self._phased[:, :n_vectors]
+        table, (phase, start) = self.table(n_vectors), self.place(z, first_pixel)
         size = table.shape[2]
-        quarters = np.rint((first_pixel - self.first_pixel - np.log10(1 + np.asarray(z)) / DLOGLAM) * PHASES)
-        start, phase = np.divmod(quarters.astype(np.int64), PHASES)
         # Zeros on both sides make every start valid, also for a redshift that leaves the basis' range altogether.
         padded = np.pad(table, ((0, 0), (0, 0), (n_pix, n_pix)))
         windows = sliding_window_view(padded, n_pix, axis=2)
@@ -103,21 +110,6 @@ def legendre(n_pix: int, n_terms: int) -> np.ndarray:
     """Legendre polynomials 0 ... n_terms - 1 across the window, (n_terms, n_pix) float32."""
     x = np.linspace(-1, 1, n_pix)
     return np.polynomial.legendre.legvander(x, max(n_terms - 1, 0)).T[:n_terms].astype(np.float32)
-
-
-def weighted_fit(design: np.ndarray, flux: np.ndarray, ivar: np.ndarray) -> np.ndarray:
-    """Weighted least squares of each spectrum with its own design matrix.
-
-    design (n, k, n_pix), flux and ivar (n, n_pix), float32. Returns coefficients (n, k) float64. A spectrum without
-    weight gives zeros; a small ridge (1e-6 of the mean diagonal) keeps degenerate designs solvable.
-    """
-    weighted = design * ivar[:, None, :]
-    normal = (weighted @ design.transpose(0, 2, 1)).astype(np.float64)
-    right = (weighted @ flux[:, :, None]).astype(np.float64)
-    k = design.shape[1]
-    ridge = 1e-6 * np.trace(normal, axis1=1, axis2=2) / k
-    normal[:, np.arange(k), np.arange(k)] += np.where(ridge > 0, ridge, 1.0)[:, None]
-    return np.linalg.solve(normal, right)[:, :, 0]
 
 
 def pca(spectra: np.ndarray, n_vectors: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,8 @@ length (Shu et al. 2016, ApJ 833, 264; Bolton et al. 2004, AJ 127, 1860).
 from __future__ import annotations
 
 import numpy as np
-from scipy.ndimage import correlate1d
+
+from lensspark.kernels import correlate
 
 CLASSICAL_SIGMA = 2.2  # px; Shu et al. 2016
 TINY = np.float32(1e-30)  # far below any inverse variance in (1e-17 erg/s/cm2/A)^-2, and no zero
@@ -24,12 +25,12 @@ def kernel(sigma: float) -> np.ndarray:
 def weight(ivar: np.ndarray, sigma: float = CLASSICAL_SIGMA) -> np.ndarray:
     """Inverse variance of the flux of a line of width `sigma` px centred on each pixel; `ivar` (..., n_pix)."""
     k = kernel(sigma)
-    return correlate1d(ivar, k * k, axis=-1, mode="constant")
+    return correlate(ivar, k * k)
 
 
 def signal(weighted: np.ndarray, sigma: float = CLASSICAL_SIGMA) -> np.ndarray:
     """`weighted`, residual times ivar (..., n_pix), seen through the filter: the flux of a line times its `weight`."""
-    return correlate1d(weighted, kernel(sigma), axis=-1, mode="constant")
+    return correlate(weighted, kernel(sigma))
 
 
 def amplitude(residual: np.ndarray, ivar: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:

@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # A new module of lensspark/ is entered here; what is named here and not written yet is no error.
 LAYERS = {
     "contracts": {"schema", "checked", "config"},
-    "pure": {"boss", "counterpart", "eigen", "exposures", "galaxy_bins", "grades", "identity", "lensing", "lines",
-             "locate", "matched_filter", "measure", "metrics", "mock", "model", "population", "profile", "spectrum",
-             "svg", "weighted_pca"},
+    "pure": {"boss", "counterpart", "eigen", "exposures", "galaxy_bins", "grades", "identity", "kernels", "lensing",
+             "lines", "locate", "matched_filter", "measure", "metrics", "mock", "model", "population", "profile",
+             "spectrum", "svg", "weighted_pca"},
     "network": {"network", "engine", "feed", "figures", "training"},
     "spark": {"catalogue", "compare", "detectors", "evaluation", "inference", "injection", "pipeline", "recut",
               "report", "selection", "session", "simulate", "source", "training_set", "vetting"},
