@@ -137,7 +137,7 @@ def _measure(spark: Any, model: Model, config: Config) -> Callable:
             if len(rows):
                 planes = [_stack(column, rows, windows * n_pix) for column in (flux, ivar, and_mask)]
                 numbers = [column.to_numpy()[rows] for column in (z_lens, loglam0, role)]
-                found, scorable[rows] = _search(score_batch, planes, *numbers, n_pix, config.vetting.line_hits_snr)
+                found, scorable[rows] = search(score_batch, planes, *numbers, n_pix, config.vetting.line_hits_snr)
                 for name, values in found.items():
                     out[name][rows] = values
             yield pd.DataFrame({**out, "scorable": scorable}).astype({"n_line_hits": "Int32", "scorable": "boolean"})
@@ -145,7 +145,7 @@ def _measure(spark: Any, model: Model, config: Config) -> Callable:
     return measure
 
 
-def _search(score_batch: Scorer, planes: list[np.ndarray], z_lens: np.ndarray, loglam0: np.ndarray, role: np.ndarray,
+def search(score_batch: Scorer, planes: list[np.ndarray], z_lens: np.ndarray, loglam0: np.ndarray, role: np.ndarray,
             n_pix: int, min_snr: float) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """LINE and NULLS columns, NaN where a row's role asks for none or it is not scorable; and what is scorable.
 

@@ -1,0 +1,106 @@
+"""How fast the search is, beside what the machine allows in the same run: mock plates in real size, limits, whole jobs.
+
+`survey` writes the plates, `core` measures one core's stages and all cores' limits, `whole` runs jobs/predict.py,
+`report` says what came out.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from lensspark.benchmark import core, report, survey, whole
+from lensspark.catalogue import versions, write_file
+from lensspark.config import Config, over
+from lensspark.model import Model
+
+log = logging.getLogger(__name__)
+
+PRECISIONS = ("f32", "bf16")
+PARTITION_MB = (128, 512, 2048)
+
+
+def measure(out: Path, config: Config, plates: int, rounds: int, parts: tuple[str, ...], training: str | None) -> str:
+    """Measures `parts`, writes benchmark.json, .md and .png below `out`; the table as text.
+
+    Raises ValueError if `plates` or `rounds` are too few.
+    """
+    if plates < 16 or rounds < 1:
+        raise ValueError(f"--plates {plates} --rounds {rounds}: expected 16 or more, and 1 or more")
+    out = out.absolute()
+    model, cores = Model.named(config.score.model), len(os.sched_getaffinity(0))
+    log.info("writing %d plates below %s", plates, out)
+    folder = survey.write(out / "survey", config, plates)
+    results: dict[str, Any] = {"machine": machine(cores), "versions": versions(), "plates": plates, "rounds": rounds,
+                               "model_sha256": model.sha256}
+    steps = {"core": lambda: core.alternate(core.stages(folder, config, model), rounds),
+             "keras": lambda: core.alternate({"keras predict": core.keras(folder, config, model)}, rounds),
+             "scale": lambda: scale(out, folder, config, plates, rounds, cores),
+             "partitions": lambda: partitions(out, folder, plates), "cold": lambda: cold(out, folder, plates),
+             "executors": lambda: executors(out, folder, plates),
+             "training": lambda: core.alternate(core.training(Path(training), config), rounds, 1.0)}
+    wanted = [name for name in steps if name in parts or (name == "training" and training)
+              or (name == "keras" and "core" in parts)]
+    for name in wanted:
+        log.info("measuring %s", name)
+        results[name] = steps[name]()
+        write_file(str(out / "benchmark.json"), json.dumps(results, indent=1).encode())
+    text = report.table(results)
+    write_file(str(out / "benchmark.md"), text.encode())
+    report.plot(results, out / "benchmark.png")
+    return text
+
+
+def machine(cores: int) -> dict[str, Any]:
+    """What the figures are of."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    units = [unit for unit in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if unit in facts.get("flags", "").split()]
+    return {"cpu": facts.get("model name", platform.processor()), "units": units, "cores": cores,
+            "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9)}
+
+
+def sizes(plates: int) -> list[int]:
+    """8, 16, ... and `plates`."""
+    return sorted({*(8 * 2**i for i in range(20) if 8 * 2**i < plates), plates})
+
+
+def scale(out: Path, folder: Path, config: Config, plates: int, rounds: int, cores: int) -> dict[str, Any]:
+    """Limits of all cores and whole searches of the largest tree in turn, `rounds` times; once on smaller trees."""
+    found: dict[str, Any] = {"limits": {name: [] for name in PRECISIONS}, "runs": []}
+    for _ in range(rounds):
+        for precision in PRECISIONS:
+            setting = f"score.precision={precision}"
+            found["limits"][precision].append(core.together(folder, over(config, settings=[setting]), cores))
+            for n in sizes(plates) if len(found["limits"][precision]) == 1 else [plates]:
+                found["runs"].append({"plates": n, "precision": precision, **_predict(out, folder, n, setting)})
+    return found
+
+
+def partitions(out: Path, folder: Path, plates: int) -> list[dict[str, Any]]:
+    """Searches of half the tree with partitions of several sizes."""
+    return [{"partition_mb": size, **_predict(out, folder, plates // 2, f"read.target_partition_mb={size}")}
+            for size in PARTITION_MB]
+
+
+def cold(out: Path, folder: Path, plates: int) -> list[dict[str, Any]]:
+    """A search of half the tree that the system's cache has forgotten, and one that it knows."""
+    survey.forget(survey.part(folder, plates // 2))
+    return [{"cache": cache, **_predict(out, folder, plates // 2)} for cache in ("cold", "warm")]
+
+
+def executors(out: Path, folder: Path, plates: int) -> list[dict[str, Any]]:
+    """Searches of half the tree by one and by two executors of one core each."""
+    return [{"executors": n, **_predict(out, folder, plates // 2, master=f"local-cluster[{n},1,2048]")} for n in (1, 2)]
+
+
+def _predict(out: Path, folder: Path, plates: int, *settings: str, master: str = "") -> dict[str, Any]:
+    found = whole.predict(survey.part(folder, plates), out / "run", *settings, master=master)
+    log.info("%d plates %s: %.1f s, score %.1f s", plates, " ".join((*settings, master)), found["seconds"],
+             found["timings"]["score"])
+    return found
+
