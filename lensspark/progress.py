@@ -13,6 +13,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import fsspec
+
 from lensspark.catalogue import join, without_credentials, write_file
 from lensspark.lock import BEAT_S
 from lensspark.session import ERASE, is_remote
@@ -52,7 +54,11 @@ class Progress:
         self._over.set()
         self._teller.join()
         self.erase()
-        if error is not None:
+        if error is None:  # run.json says it all
+            fs, place = fsspec.core.url_to_fs(self.path)
+            if fs.exists(place):
+                fs.rm_file(place)
+        else:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
             self.tell(state="failed", reason=without_credentials(reason), seconds_left=None)
 

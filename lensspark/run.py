@@ -90,7 +90,7 @@ class Run:
             with Progress(self.out, self.run_id, spark, held.beat) as self.progress:
                 yield
         finally:
-            self.progress = None
+            self.progress = self.lock = None
             held.release()
 
     @contextmanager
@@ -190,7 +190,7 @@ def _prepare(fs: Any, place: str, run: Run, resume: bool, incremental: bool) -> 
             _check_same(run, _read_card(fs.unstrip_protocol(path)), True)
     kept = STAGING if resume else ""
     for name in there:
-        if name == STARTED or name.startswith(f".{PROGRESS}.") or (name.startswith("_") and name != kept):
+        if name in (STARTED, PROGRESS) or name.startswith(f".{PROGRESS}.") or (name.startswith("_") and name != kept):
             fs.rm(f"{place}/{name}", recursive=True)
     for name in _names(fs, f"{place}/{STAGING}") - set(RESUMED):
         fs.rm(f"{place}/{STAGING}/{name}", recursive=True)
@@ -247,7 +247,6 @@ def promote(run: Run) -> None:
         fs.rm(f"{place}/{FORMER}", recursive=True)
     _move(fs, staging, f"{place}/{PROMOTING}")  # from here on the result is finished
     end_promotion(fs, place)
-    fs.rm(f"{place}/{PROGRESS}")
 
 
 def end_promotion(fs: Any, place: str) -> None:
@@ -262,6 +261,8 @@ def end_promotion(fs: Any, place: str) -> None:
         for name in [*sorted(names - {CARD}), CARD]:
             if fs.exists(f"{waiting}/{name}"):
                 _move(fs, f"{waiting}/{name}", f"{place}/{name}")
+        if fs.exists(f"{place}/{PROGRESS}"):  # of the run that was cut off, or of this one, which is over
+            fs.rm_file(f"{place}/{PROGRESS}")
     for path in (waiting, former):
         if path == former and fs.exists(f"{former}/{CARD}"):
             _keep_former(fs, place)
