@@ -21,7 +21,7 @@ from lensspark.eigen import DLOGLAM
 from lensspark.locate import measure_line, ranked
 from lensspark.model import Model
 from lensspark.session import share
-from lensspark.spectrum import Prepared, prepare, wavelength
+from lensspark.spectrum import Prepared, prepare
 
 INPUT = ("flux", "ivar", "and_mask", "z_lens", "loglam0")
 TOO_FEW_PIXELS = "too_few_usable_pixels"  # beside the sample's criteria in not_selected_because
@@ -74,26 +74,16 @@ def _scorer_once(files: dict[str, bytes], sha256: str, config: Config) -> Scorer
     return _scorers[key]
 
 
-def read_window(model: Model, config: Config) -> tuple[float, float]:
-    """(low, high) in Angstrom of what `score` takes: the model's pixels, twice as many for the shifted search."""
-    first, n_pix = model.pixels
-    last = first + n_pix * _windows(config) - 1
-    return float(wavelength(first - 0.5)), float(wavelength(last + 0.5))
-
-
-def _windows(config: Config) -> int:
-    return 2 if config.score.null_shift_fraction > 0 else 1
-
-
 def score(df: DataFrame, model: Model, config: Config) -> DataFrame:
-    """`df` (selected spectra in `read_window`) as schema.SCORED: LINE and NULLS measured, pixels dropped.
+    """`df` (selected spectra in the model's window) as schema.SCORED: LINE and NULLS measured, pixels dropped.
 
     Only rows with `selected` are scored; one with too few usable pixels stops being selected and says so. A random
-    `score.null_fraction` of them is scored upside down too, `score.null_shift_fraction` redwards of the window, and sky
-    fibres as they are: all of this only fills NULLS. Raises ValueError if the engine is not installed on the driver.
+    `score.null_fraction` of them is scored upside down too, of the others those with as many pixels again redwards of
+    the window there, and sky fibres as they are: all of this only fills NULLS. Raises ValueError if the engine is not
+    installed on the driver.
     """
     engine.choose(config.score.engine)
-    role = roles(config)
+    role = roles(config, model.pixels[1])
     pixels = [F.when(role.isNotNull(), F.col(name)).alias(name) for name in INPUT]
     measured = df.withColumn("measured", _measure(df.sparkSession, model, config)(*pixels, role))
     unusable = F.coalesce(F.col("selected") & ~F.col("measured.scorable"), F.lit(False))
@@ -106,16 +96,15 @@ def score(df: DataFrame, model: Model, config: Config) -> DataFrame:
     return schema.SCORED.conform(measured.select(*schema.SCORED.names))
 
 
-def roles(config: Config) -> Column:
+def roles(config: Config, n_pix: int) -> Column:
     """What is to be done with a row: `score`, `both` (and once more upside down), `shifted` (and once more redwards of
-    the window), `null` (a sky fibre), else null.
+    the window, if it has more than `n_pix` pixels), `null` (a sky fibre), else null.
 
-    Which rows are `both` or `shifted` depends on key and seed alone, not on the order or the partitions.
+    Which rows are `both` depends on key and seed alone, not on the order or the partitions.
     """
     key = [F.col(column.name) for column in schema.KEY]
     drawn = F.pmod(F.xxhash64(F.lit(config.score.null_seed), *key), F.lit(2**31)) / 2**31
-    flipped, shifted = config.score.null_fraction, config.score.null_fraction + config.score.null_shift_fraction
-    again = F.when(drawn < flipped, "both").when(drawn < shifted, "shifted")
+    again = F.when(drawn < config.score.null_fraction, "both").when(F.size("flux") > n_pix, "shifted")
     role = F.when(F.col("selected"), F.coalesce(again, F.lit("score")))
     if config.score.null_sky:
         sky = F.col("reason").isNull() & (F.upper(F.trim("objtype")) == "SKY") & F.col("z_lens").isNotNull()
@@ -125,7 +114,7 @@ def roles(config: Config) -> Column:
 
 def _measure(spark: Any, model: Model, config: Config) -> Callable:
     shared = share(spark, model.files)
-    sha256, (_, n_pix), windows = model.sha256, model.pixels, _windows(config)
+    sha256, (_, n_pix) = model.sha256, model.pixels
 
     @F.pandas_udf(_OUTPUT.ddl)
     def measure(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
@@ -135,7 +124,7 @@ def _measure(spark: Any, model: Model, config: Config) -> Callable:
             out = {name: np.full(len(role), np.nan) for name in _NUMBERS}
             scorable = np.full(len(role), None, dtype=object)
             if len(rows):
-                planes = [_stack(column, rows, windows * n_pix) for column in (flux, ivar, and_mask)]
+                planes = [_arrays(column, rows, n_pix) for column in (flux, ivar, and_mask)]
                 numbers = [column.to_numpy()[rows] for column in (z_lens, loglam0, role)]
                 found, scorable[rows] = search(score_batch, planes, *numbers, n_pix, config.vetting.line_hits_snr)
                 for name, values in found.items():
@@ -145,11 +134,12 @@ def _measure(spark: Any, model: Model, config: Config) -> Callable:
     return measure
 
 
-def search(score_batch: Scorer, planes: list[np.ndarray], z_lens: np.ndarray, loglam0: np.ndarray, role: np.ndarray,
-            n_pix: int, min_snr: float) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def search(score_batch: Scorer, planes: list[list[np.ndarray]], z_lens: np.ndarray, loglam0: np.ndarray,
+           role: np.ndarray, n_pix: int, min_snr: float) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """LINE and NULLS columns, NaN where a row's role asks for none or it is not scorable; and what is scorable.
 
-    planes: flux, ivar, and_mask on the window's `n_pix` pixels, and on as many beyond where some role is `shifted`.
+    planes: flux, ivar, and_mask, each a list of n arrays on the window's `n_pix` pixels, or where the role is `shifted`
+    on twice as many.
     """
     def find(rows: np.ndarray, prepared: Prepared, p_line: np.ndarray, heat: np.ndarray, step: int = 0
              ) -> dict[str, np.ndarray]:
@@ -158,7 +148,7 @@ def search(score_batch: Scorer, planes: list[np.ndarray], z_lens: np.ndarray, lo
         return {name: np.where(prepared.scorable, values, np.nan) for name, values in found.items()}
 
     every = np.arange(len(role))
-    prepared, *scores = score_batch(*(plane[:, :n_pix] for plane in planes), z_lens)
+    prepared, *scores = score_batch(*(np.stack([array[:n_pix] for array in plane]) for plane in planes), z_lens)
     own = find(every, prepared, *scores)
     found = {name: np.where(role == "null", np.nan, values) for name, values in own.items()}
     found |= {null: np.where(role == "null", own[name], np.nan) for null, name in _NULL_OF.items()}
@@ -170,17 +160,18 @@ def search(score_batch: Scorer, planes: list[np.ndarray], z_lens: np.ndarray, lo
             found[null][both] = flipped[name]
     away = np.flatnonzero(role == "shifted")
     if len(away):
-        beyond = score_batch(*(plane[away, n_pix:] for plane in planes), z_lens[away], shifted=True)
+        beyond = score_batch(*(np.stack([plane[row][n_pix:] for row in away]) for plane in planes), z_lens[away],
+                             shifted=True)
         for null, name in _SHIFTED_OF.items():
             found[null] = np.full(len(role), np.nan)
             found[null][away] = find(away, *beyond, step=n_pix)[name]
     return found, prepared.scorable
 
 
-def _stack(column: pd.Series, rows: np.ndarray, n_pix: int) -> np.ndarray:
-    """The arrays of `column` at `rows` as one (n, n_pix) array; raises ValueError for a ragged or short one."""
-    arrays = column.to_numpy()[rows]
+def _arrays(column: pd.Series, rows: np.ndarray, n_pix: int) -> list[np.ndarray]:
+    """The arrays of `column` at `rows`; raises ValueError for one that has not `n_pix` pixels, or twice as many."""
+    arrays = list(column.to_numpy()[rows])
     lengths = {len(array) for array in arrays}
-    if lengths != {n_pix}:
-        raise ValueError(f"{column.name}: spectra of {sorted(lengths)} pixels, expected {n_pix} as `read_window` has")
-    return np.stack(arrays)
+    if not lengths <= {n_pix, 2 * n_pix}:
+        raise ValueError(f"{column.name}: spectra of {sorted(lengths)} pixels, expected {n_pix}, or twice as many")
+    return arrays

@@ -7,6 +7,7 @@
 |---|---|---|
 | layout | auto | auto, spplate, lite or full (lensspark.boss.survey_files) |
 | window | 3800,5000 | low,high in Angstrom (vacuum, observed), or full |
+| beyond | 0,0 | share,seed: this share of the spectra, drawn by key, has as many pixels again redwards of the window |
 | columns | flux,ivar,and_mask | pixel planes, of schema.PIXELS |
 | plates | all | comma list of plate numbers |
 | keys | all | comma list of plate-mjd-fiberid[-run2d]: only these spectra |
@@ -29,6 +30,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +38,7 @@ from pyspark.sql.datasource import DataSource, DataSourceReader, InputPartition
 
 from lensspark import schema
 from lensspark.boss import LAYOUTS, PLANES, Key, Spectra, Unit, join_catalogues, read_unit, survey_files
-from lensspark.spectrum import window_pixels
+from lensspark.spectrum import wavelength, window_pixels
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -55,6 +57,7 @@ class Options:
     root: str
     layout: str = "auto"
     window: tuple[float, float] | None = (3800.0, 5000.0)
+    beyond: tuple[float, int] = (0.0, 0)
     columns: tuple[str, ...] = ("flux", "ivar", "and_mask")
     plates: frozenset[int] | None = None
     keys: frozenset[Key] | None = None
@@ -62,6 +65,14 @@ class Options:
     units: str = ""
     target_partition_mb: int = 512
     max_rows_per_batch: int = 512
+
+    @property
+    def read_window(self) -> tuple[float, float] | None:
+        """`window`, or where some spectra are read beyond it the double one."""
+        if self.window is None or not self.beyond[0]:
+            return self.window
+        first, n_pix = window_pixels(self.window)
+        return float(wavelength(first - 0.5)), float(wavelength(first + 2 * n_pix - 0.5))
 
     @property
     def table(self) -> schema.Table:
@@ -101,6 +112,16 @@ def _window(name: str, text: str) -> tuple[float, float] | None:
                      "with a pixel of 1e-4 dex between them")
 
 
+def _beyond(name: str, text: str) -> tuple[float, int]:
+    share, _, seed = text.partition(",")
+    try:
+        if 0 <= float(share) <= 1:
+            return float(share), int(seed)
+    except ValueError:
+        pass
+    raise ValueError(f"{name} = {text!r}: expected 'share,seed', as '0.02,1', with a share from 0 to 1")
+
+
 def _columns(name: str, text: str) -> tuple[str, ...]:
     planes = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     if not set(planes) <= set(PLANES):
@@ -136,9 +157,9 @@ def _count(name: str, text: str) -> int:
 
 
 _PARSERS: dict[str, Any] = {
-    "layout": _layout, "window": _window, "columns": _columns, "plates": _plates, "keys": _keys, "absent": _absent,
-    "units": lambda name, text: text,
-    "target_partition_mb": _count, "max_rows_per_batch": _count,
+    "layout": _layout, "window": _window, "beyond": _beyond, "columns": _columns, "plates": _plates, "keys": _keys,
+    "absent": _absent, "units": lambda name, text: text, "target_partition_mb": _count,
+    "max_rows_per_batch": _count,
 }
 
 
@@ -222,18 +243,37 @@ def batches(units: tuple[Unit, ...], options: Options) -> Iterator[pa.RecordBatc
     faults: list[dict] = []
     limit, table = options.max_rows_per_batch, options.table
     for unit in units:
-        spectra = read_unit(unit, options.columns, options.window)
+        spectra = read_unit(unit, options.columns, options.read_window)
         faults += spectra.faults
-        for first in range(0, len(spectra), limit):
-            part = spectra[first:first + limit]
-            if sum(map(len, pending)) + len(part) > limit:
-                yield to_arrow(pending, table)
-                pending = []
-            pending.append(part)
+        for alike in _widths(spectra, options):
+            for first in range(0, len(alike), limit):
+                part = alike[first:first + limit]
+                if sum(map(len, pending)) + len(part) > limit:
+                    yield to_arrow(pending, table)
+                    pending = []
+                pending.append(part)
     if pending:
         yield to_arrow(pending, table)
     for first in range(0, len(faults), limit):
         yield faults_to_arrow(faults[first:first + limit], table)
+
+
+def _widths(spectra: Spectra, options: Options) -> list[Spectra]:
+    """`spectra` of one file, those that keep the pixels beyond the window apart from those that lose them."""
+    if options.read_window == options.window or not len(spectra):
+        return [spectra]
+    _, n_pix = window_pixels(options.window)
+    drawn = draw(spectra.columns, *options.beyond)
+    near = spectra.rows(np.flatnonzero(~drawn))
+    return [Spectra(near.columns, {name: plane[:, :n_pix] for name, plane in near.planes.items()}),
+            spectra.rows(np.flatnonzero(drawn))]
+
+
+def draw(columns: Mapping[str, list], share: float, seed: int) -> np.ndarray:
+    """(n,) bool: which spectra of these key `columns` are among a random `share` of all; the same in every run."""
+    text = (f"{seed}-{plate}-{mjd}-{fiberid}".encode() for plate, mjd, fiberid in
+            zip(*(columns[name] for name in ("plate", "mjd", "fiberid")), strict=True))
+    return np.fromiter(map(crc32, text), np.uint32, len(columns["plate"])) < share * 2**32
 
 
 def to_arrow(parts: list[Spectra], table: schema.Table) -> pa.RecordBatch:

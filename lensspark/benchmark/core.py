@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lensspark import engine, inference, network
+from lensspark import engine, inference, network, source
 from lensspark.boss import Spectra, read_unit, survey_files
 from lensspark.config import Config, over
 from lensspark.eigen import Basis
@@ -171,16 +171,15 @@ def together(folder: Path, config: Config, cores: int, seconds: float = 4.0) -> 
 def _alone(folder: Path, config: Config, barrier: Any, seconds: float) -> dict[str, float]:
     model = Model.named(config.score.model)
     scorer, units = inference.scorer(model, config), survey_files(str(folder / "spplate")).units
-    window, n_pix = inference.read_window(model, config), model.pixels[1]
+    n_pix, score = model.pixels[1], config.score
+    window = source.Options("", window=model.window, beyond=(score.null_shift_fraction, score.null_seed)).read_window
     spectra = read_unit(units[0], PLANES, window)
-    z = np.array(spectra.columns["z"], float)
-    rows = selected(spectra, config)
-    planes, role = [spectra.planes[name][rows] for name in PLANES], np.full(len(rows), "score", object)
-    flipped = round(config.score.null_fraction * len(rows))
-    role[:flipped] = "both"
-    role[flipped:flipped + round(config.score.null_shift_fraction * len(rows))] = "shifted"
-    shuffled = np.random.default_rng(0).permutation(len(rows))
-    role, loglam0, turn = role[shuffled], np.full(len(rows), 3.58), itertools.cycle(units)
+    z, rows, turn = np.array(spectra.columns["z"], float), selected(spectra, config), itertools.cycle(units)
+    drawn, loglam0 = np.random.default_rng(0).random((2, len(rows))), np.full(len(rows), 3.58)
+    role = np.where(drawn[0] < score.null_fraction, "both",
+                    np.where(drawn[1] < score.null_shift_fraction, "shifted", "score")).astype(object)
+    planes = [[array if what == "shifted" else array[:n_pix] for array, what in
+               zip(spectra.planes[name][rows], role, strict=True)] for name in PLANES]
 
     def infer() -> None:
         for i in range(0, len(rows), 512):

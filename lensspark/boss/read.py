@@ -48,6 +48,11 @@ class Spectra:
         return Spectra({name: values[rows] for name, values in self.columns.items()},
                        {name: values[rows] for name, values in self.planes.items()})
 
+    def rows(self, rows: np.ndarray) -> Spectra:
+        """The spectra of the indices `rows`, without the faults."""
+        return Spectra({name: [values[i] for i in rows] for name, values in self.columns.items()},
+                       {name: values[rows] for name, values in self.planes.items()})
+
 
 def read_unit(unit: Unit, planes: tuple[str, ...] = ("flux", "ivar", "and_mask"), window: Window = None) -> Spectra:
     """The spectra of `unit`: `planes` in `window` (low, high in Angstrom; None: the file's own pixels).
