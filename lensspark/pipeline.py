@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lensspark import catalogue, config, inference, report, schema, source, vetting
+from lensspark import catalogue, config, gate, inference, report, schema, source, vetting
 from lensspark.boss import survey_files
 from lensspark.catalogue import join
 from lensspark.config import Config
@@ -104,10 +104,11 @@ def plan(spectra: str, out: str, settings: Config) -> Run:
     """Everything that can be wrong with a run's arguments is found here, before Spark starts.
 
     The model's own input, network and window take the place of the configured ones: it knows no others. Raises
-    ValueError if there are no spectra, no such model, engine or table of known lenses, or if `out` cannot be written or
-    holds another run.
+    ValueError if there are no spectra, no such model, engine or table of known lenses, if the run is marked production
+    and the model has not passed the gate, or if `out` cannot be written or holds another run.
     """
     model = Model.named(settings.score.model)
+    gate.require(settings, model)
     inference.engine.choose(settings.score.engine)
     window = dataclasses.replace(settings.read, window=model.window)
     settings = dataclasses.replace(settings, read=window, input=model.input, network=model.network)

@@ -16,7 +16,7 @@ LAYERS = {
              "locate", "matched_filter", "measure", "metrics", "mock", "model", "population", "profile", "spectrum",
              "svg", "weighted_pca"},
     "network": {"network", "engine", "feed", "figures", "training"},
-    "spark": {"catalogue", "compare", "detectors", "evaluation", "inference", "injection", "pipeline", "recut",
+    "spark": {"catalogue", "compare", "detectors", "evaluation", "gate", "inference", "injection", "pipeline", "recut",
               "report", "selection", "session", "simulate", "source", "training_set", "vetting"},
     "jobs": {"cli"},
 }
