@@ -127,7 +127,7 @@ def filter_scatter(prepared: Prepared) -> np.ndarray:
 
 def read_survey(spark: SparkSession, root: str, model: Model, settings: Config, keys: list[tuple] | None = None
                 ) -> DataFrame:
-    """The readable spectra below `root` in the model's window, all or those there of the (plate, mjd, fiberid) `keys`."""
+    """Readable spectra below `root` in the model's window: all, or those there of the (plate, mjd, fiberid) `keys`."""
     from lensspark import source
 
     source.register(spark)
