@@ -25,17 +25,29 @@ HOSTILE = "</td></script><script>alert(1)</script><img src=x onerror=alert(2)>'\
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "a"
+def measured(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "measured"
     write_run(folder, rows=4000, plates=4, hit_rate=0.05)
     return folder
+
+
+@pytest.fixture(scope="module")
+def run(spark, measured):
+    """A finished run, with verdicts."""
+    return cut(spark, measured, measured.parent / "run", "vetting.min_line_snr=4")
+
+
+def cut(spark, parent, out, setting):
+    chosen = recut.plan(str(parent), str(out), [], [setting, "limits.max_quarantine_fraction=1"])
+    recut.recut(spark, chosen, str(parent))
+    return out
 
 
 def changed(run, out, card=None, quarantine=None, **edits):
     """A copy of `run` with `edits` by plate: a function from the plate's frame to another (None: no such plate)."""
     shutil.copytree(run, out)
     for name, edit in edits.items():
-        path = out / f"ledger/plate={name.removeprefix('plate_')}/part-0.parquet"
+        path = part(out, name.removeprefix("plate_"))
         if edit is None:
             shutil.rmtree(path.parent)
             continue
@@ -44,7 +56,7 @@ def changed(run, out, card=None, quarantine=None, **edits):
         pq.write_table(pa.Table.from_pandas(frame, schema_of, preserve_index=False), path)
     if quarantine:
         fields = pa.schema([(column.name, ARROW[column.type]) for column in schema.QUARANTINE.columns])
-        pq.write_table(pa.Table.from_pylist(quarantine, fields), out / "quarantine/part-0.parquet")
+        pq.write_table(pa.Table.from_pylist(quarantine, fields), out / "quarantine/part-more.parquet")
     facts = json.loads((out / "run.json").read_text()) | {"run_id": "other"} | (card or {})
     (out / "run.json").write_text(json.dumps(facts))
     return out
@@ -56,6 +68,12 @@ def compared(a, b, out, *options):
     assert list(table.columns) == schema.CHANGES.names
     assert len(Table.read(out / "changes.ecsv", format="ascii.ecsv")) == len(table)
     return code, table, json.loads((out / "compare.json").read_text())
+
+
+def part(run, plate):
+    """The one file of a plate's ledger."""
+    (path,) = (run / f"ledger/plate={plate}").glob("*.parquet")
+    return path
 
 
 def hits_of(frame):
@@ -74,13 +92,11 @@ def test_the_same_run_twice_has_no_changes(spark, run, tmp_path, capsys):
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_a_recut_names_its_cut_and_nothing_else(spark, run, tmp_path):
-    for name, limit in (("a", 4.0), ("b", 7.0)):
-        settings = [f"vetting.min_line_snr={limit}", "limits.max_quarantine_fraction=1"]
-        recut.recut(spark, recut.plan(str(run), str(tmp_path / name), [], settings), str(run))
-    code, table, facts = compared(tmp_path / "a", tmp_path / "b", tmp_path / "out", "--fail-on-change")
+def test_a_recut_names_its_cut_and_nothing_else(spark, measured, run, tmp_path):
+    stricter = cut(spark, measured, tmp_path / "b", "vetting.min_line_snr=7")
+    code, table, facts = compared(run, stricter, tmp_path / "out", "--fail-on-change")
     assert code == EXIT_ATTENTION
-    ledger = [pd.read_parquet(tmp_path / name / "ledger") for name in "ab"]
+    ledger = [pd.read_parquet(folder / "ledger") for folder in (run, stricter)]
     lost = int((ledger[0]["veto"] == 0).sum() - (ledger[1]["veto"] == 0).sum())
     assert facts["candidates"]["vanished"] == lost > 10 and facts["candidates"]["appeared"] == 0
     assert facts["hits"]["appeared"] == facts["hits"]["vanished"] == 0 and facts["hits"]["moved"] == len(table)
@@ -92,16 +108,16 @@ def test_a_recut_names_its_cut_and_nothing_else(spark, run, tmp_path):
 
 
 def test_causes_that_only_two_ledgers_can_tell(spark, run, tmp_path):
-    """Plate 1000 is gone, 1001 in quarantine but for a fibre, 1002 was reduced anew, on 1003 a hit moved, one is lost."""
-    path = run / "ledger/plate=1001/part-0.parquet"
-    fibres = [int(n) for n in pd.read_parquet(path).loc[lambda f: hits_of(f), "fiberid"]]
+    """Plate 1000 is gone, 1001 in quarantine but for a fibre, 1002 reduced anew; on 1003 a hit moved, one is lost."""
+    frame = pd.read_parquet(part(run, 1001))
+    fibres = [int(n) for n in frame.loc[hits_of(frame), "fiberid"]]
     kept = fibres[0]
 
     def moved(frame):
         first, second, third = hits_of(frame)[:3]
         frame.loc[first, "line_wave"] += 5
         frame.loc[second, "p_line"] = 0.5
-        frame.loc[second, "is_hit"] = False
+        frame.loc[second, "is_hit"], frame.loc[second, "veto"] = False, None
         frame.loc[third, "p_line"] -= 1e-4
         return frame
 
