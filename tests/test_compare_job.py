@@ -54,6 +54,7 @@ def changed(run, out, card=None, quarantine=None, **edits):
         frame = edit(pd.read_parquet(path))
         schema_of = pq.read_schema(path)
         pq.write_table(pa.Table.from_pandas(frame, schema_of, preserve_index=False), path)
+        (path.parent / f".{path.name}.crc").unlink()  # Spark's checksum of the file as it was
     if quarantine:
         fields = pa.schema([(column.name, ARROW[column.type]) for column in schema.QUARANTINE.columns])
         pq.write_table(pa.Table.from_pylist(quarantine, fields), out / "quarantine/part-more.parquet")

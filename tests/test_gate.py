@@ -1,4 +1,4 @@
-"""The gate: the shipped verdict is of the shipped model and gate, damaged models fail, production asks for a verdict."""
+"""The gate: the shipped verdict is of the shipped model and gate; damaged models fail; production asks for one."""
 
 import json
 import runpy

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 KEY = [column.name for column in schema.KEY]
 FIBRE = KEY[:3]  # a spectrum, whatever its reduction
+DECIDING = ("is_hit", "veto", "p_line", "line_wave")
 
 
 @dataclass(frozen=True)
@@ -49,34 +50,40 @@ class Pair:
 
 def tally(pair: Pair, tolerance: Tolerance) -> tuple[dict[str, int], pd.DataFrame, pd.DataFrame]:
     """Spectra in both and in one run only; numbers `n` of hits by `hit`, `candidate`, `is_moved`; and what changed:
-    schema.CHANGES' key, `hit`, `candidate`, `moved` and both sides' columns, `in_a`, `in_b`, `fate`, `reduction`."""
-    a, b = (ledger.select(*KEY) for ledger in pair.ledger)
-    n_a, n_b, both = a.count(), b.count(), a.join(b, on=KEY, how="inner").count()
-    hits = judged(side_by_side(pair), tolerance)
-    groups = hits.groupBy("hit", "candidate", (F.col("moved") != "").alias("is_moved")).count().toPandas()
-    changed = hits.where((F.col("hit") != "kept") | (F.col("moved") != ""))
-    found = whereabouts(plain(changed.toPandas()), pair)
-    return {"both": both, "only_a": n_a - both, "only_b": n_b - both}, groups.rename(columns={"count": "n"}), found
+    schema.CHANGES' key, `hit`, `candidate`, `moved` and both sides' columns, `in_a`, `in_b`, `fate`, `reduction`.
 
-
-def side_by_side(pair: Pair) -> DataFrame:
-    """The rows of both ledgers of what is a hit in either: schema.COMPARED of both sides, `in_a`, `in_b`.
-
-    Hits are few: they are gathered first, so that no ledger is shuffled as a whole.
+    The ledgers are joined as a whole on what decides, a few columns; all columns are read of what changed alone.
     """
-    hits = [ledger.where("is_hit").select(*KEY) for ledger in pair.ledger]
-    wanted = F.broadcast(hits[0].unionByName(hits[1]).distinct())
+    every = judged(joined(pair, DECIDING), tolerance)
+    changed = (F.col("hit") != "kept") | (F.col("moved") != "")
+    groups = every.groupBy("in_a", "in_b", "hit", "candidate", (F.col("moved") != "").alias("is_moved")).agg(
+        F.count(F.lit(1)).alias("n"), F.collect_list(F.when(changed, F.struct(*KEY))).alias("keys")).collect()
+    spectra = {name: sum(row["n"] for row in groups if (row["in_a"], row["in_b"]) == where)
+               for name, where in (("both", (True, True)), ("only_a", (True, False)), ("only_b", (False, True)))}
+    keys = [tuple(key) for row in groups for key in row["keys"]]
+    numbers = pd.DataFrame([row.asDict() for row in groups if row["hit"]],
+                           columns=["hit", "candidate", "is_moved", "n"])
+    if not keys:
+        return spectra, numbers, pd.DataFrame()
+    types = ", ".join(f"{column.name} {column.type}" for column in schema.KEY)
+    wanted = F.broadcast(pair.ledger[0].sparkSession.createDataFrame(keys, types))
+    rows = judged(joined(pair, schema.COMPARED, wanted), tolerance)
+    return spectra, numbers, whereabouts(plain(rows.toPandas()), pair)
+
+
+def joined(pair: Pair, names: tuple[str, ...], wanted: DataFrame | None = None) -> DataFrame:
+    """Both ledgers, row by row: columns `names` of both sides, `in_a`, `in_b`; of the spectra `wanted`, else of all."""
     sides = []
     for ledger, side in zip(pair.ledger, "ab", strict=True):
-        columns = [F.col(name).alias(f"{name}_{side}") for name in schema.COMPARED]
-        rows = ledger.join(wanted, on=KEY, how="left_semi")
+        rows = ledger if wanted is None else ledger.join(wanted, on=KEY, how="left_semi")
+        columns = [F.col(name).alias(f"{name}_{side}") for name in names]
         sides.append(rows.select(*KEY, *columns, F.lit(True).alias(f"in_{side}")))
-    joined = sides[0].join(sides[1], on=KEY, how="full_outer")
-    return joined.withColumns({f"in_{side}": F.coalesce(f"in_{side}", F.lit(False)) for side in "ab"})
+    both = sides[0].join(sides[1], on=KEY, how="full_outer")
+    return both.withColumns({f"in_{side}": F.coalesce(f"in_{side}", F.lit(False)) for side in "ab"})
 
 
-def judged(hits: DataFrame, tolerance: Tolerance) -> DataFrame:
-    """`hits` with `hit`, `candidate` and `moved`, as schema.CHANGES has them."""
+def judged(rows: DataFrame, tolerance: Tolerance) -> DataFrame:
+    """`rows` (`joined`) with `hit`, `candidate` and `moved`, as schema.CHANGES has them."""
     is_hit = [F.coalesce(f"is_hit_{side}", F.lit(False)) for side in "ab"]
     candidate = [F.coalesce(F.col(f"veto_{side}") == 0, F.lit(False)) for side in "ab"]
     shift = F.abs(F.log10(F.col("line_wave_b") / F.col("line_wave_a"))) / DLOGLAM
@@ -86,7 +93,7 @@ def judged(hits: DataFrame, tolerance: Tolerance) -> DataFrame:
         "veto": F.col("veto_a") != F.col("veto_b"),
     }
     names = F.concat_ws(",", *(F.when(condition, name) for name, condition in moved.items()))
-    return hits.withColumns({"hit": _fate(*is_hit), "candidate": _fate(*candidate),
+    return rows.withColumns({"hit": _fate(*is_hit), "candidate": _fate(*candidate),
                              "moved": F.when(is_hit[0] & is_hit[1], names).otherwise("")})
 
 
