@@ -145,7 +145,7 @@ def test_causes_that_only_two_ledgers_can_tell(spark, run, tmp_path):
     assert back == there | {"appeared": there["vanished"], "vanished": there["appeared"]}
 
 
-def test_hostile_text_stays_text(spark, run, tmp_path):
+def test_hostile_text_stays_text(spark, run, tmp_path, capsys):
     def hostile(frame):
         frame.loc[hits_of(frame), "known_lens"] = HOSTILE
         return frame.assign(z=frame["z"] + 0.01, **{"class": HOSTILE}, p_line=np.where(frame["p_line"] > 0.9, 0.1, 0.0))
@@ -161,7 +161,10 @@ def test_hostile_text_stays_text(spark, run, tmp_path):
     scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
     assert len(scripts) == 1 and f"script-src 'sha256-{digest}'" in html
-    assert "<img" not in html and "\x1b" not in html and "\u202e" not in html and not re.search(r"src\s*=|http:", html)
+    assert "<img" not in html and "\x1b" not in html and "\u202e" not in html
+    assert not re.search(r"<[^>]* (src|href)\s*=", html)
+    printed = capsys.readouterr().out
+    assert "alert(1)" in printed and "\x1b" not in printed and "\u202e" not in printed
 
 
 @pytest.mark.parametrize(("arguments", "named"), [

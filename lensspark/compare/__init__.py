@@ -20,6 +20,7 @@ from lensspark.compare import page, rows
 from lensspark.compare.causes import CAUSES, CutFacts, Differences, explain
 from lensspark.compare.page import FATES
 from lensspark.compare.rows import Tolerance
+from lensspark.report.dossier import clean
 from lensspark.vetting import CUTS
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _run(path: str, card: Mapping[str, Any]) -> dict[str, Any]:
 
 def text(facts: Mapping[str, Any]) -> str:
     """The content of compare.json as a table for people."""
-    lines = [f"A {facts['a']['run']} ({facts['a']['run_id']})", f"B {facts['b']['run']} ({facts['b']['run_id']})",
+    lines = [*(f"{side.upper()} {facts[side]['run']} ({facts[side]['run_id']})" for side in "ab"),
              "spectra: " + ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in facts["spectra"].items()),
              f"{'':12}" + "".join(f"{fate:>10}" for fate in FATES)]
     lines += [f"{what:12}" + "".join(f"{facts[what][fate]:>10,}" for fate in FATES) for what in ("hits", "candidates")]
@@ -135,4 +136,4 @@ def text(facts: Mapping[str, Any]) -> str:
     differ = [*facts["differences"]["configuration"],
               *(name for name in ("model", "input", "grades") if facts["differences"][name]),
               *(f"version of {name}" for name in facts["differences"]["versions"])]
-    return "\n".join([*lines, f"differing: {', '.join(differ) or 'nothing'}"])
+    return "\n".join(clean(line, 2000) for line in [*lines, f"differing: {', '.join(differ) or 'nothing'}"])

@@ -11,7 +11,7 @@ from markupsafe import escape
 from lensspark import schema, svg
 from lensspark.report import dossier, html
 
-MAX_ROWS = 2000  # on the page; 1 MB
+MAX_ROWS = 2000  # on the page; 1.7 MB
 FATES = ("kept", "appeared", "vanished", "moved")
 # Columns of the table: schema.CHANGES' own, or one that both sides have.
 SHOWN = ("plate", "mjd", "fiberid", "run2d", "candidate", "hit", "moved", "cause", "proven", "why", "p_line",
@@ -70,7 +70,7 @@ def _cell(row: Mapping[str, Any], name: str) -> dict[str, str]:
     """One cell: the value, or both sides' values where they differ as printed."""
     if name in _COLUMNS:
         value = {True: "yes", False: "no"}.get(row[name], row[name]) if name == "proven" else row[name]
-        text = "" if value is None else dossier.clean(str(value))
+        text = "" if value is None else dossier.clean(str(value), 2000 if name == "why" else dossier.MAX_TEXT)
         css = {"why": "text why"}.get(name) or ("text" if isinstance(value, str) else "")
         return {"text": text, "sort": text[:80], "css": f"{css} {WORDS.get(text, '')}".strip()}
     a, b = ("–" if row[f"{name}_{side}"] is None else dossier.number(row[f"{name}_{side}"], name) for side in "ab")
