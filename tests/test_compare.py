@@ -6,7 +6,8 @@ import pytest
 
 from lensspark import compare, config, schema
 from lensspark.compare import causes
-from lensspark.compare.causes import Differences, explain
+from lensspark.compare.causes import explain
+from lensspark.compare.facts import Differences
 from lensspark.vetting import CUTS, Veto
 
 CARD = {"model_sha256": "a" * 64, "input_manifest_sha256": "1" * 64, "versions": {"lensspark": "1", "numpy": "1.26"},
@@ -115,6 +116,16 @@ def test_values_of_the_catalogue_prove_other_data_only_where_nothing_else_could(
     alone = MOVED | {"z_lens": (0.5, 0.52)}  # the sample takes another of the catalogue's redshifts
     names, proven, why = told(row(alone, moved="p_line"), other(selection__sample="classical"))
     assert (names, proven) == (["configuration"], True) and "selection.sample published → classical" in why
+
+
+def test_the_file_of_a_spectrum_tells_more_than_the_list_of_files():
+    runs = other(input_manifest_sha256="2", model_sha256="b" * 64)
+    assert told(row(MOVED, moved="p_line", file=""), runs)[:2] == (["model"], True)
+    names, proven, why = told(row(MOVED, moved="p_line", file="size 5 → 6"), other(input_manifest_sha256="2"))
+    assert (names, proven) == (["data"], True) and "its file differs: size 5 → 6" in why
+    neighbours = {"neighbour_ratio": (0.1, 9.0), "veto": (0, int(Veto.NEIGHBOUR))}
+    names, proven, _ = told(row(neighbours, moved="veto", file=""), other(input_manifest_sha256="2"))
+    assert (names, proven) == (["data"], True), "the neighbours' files may differ where its own does not"
 
 
 def test_another_mask_about_the_line():

@@ -17,6 +17,7 @@ from astropy.table import Table
 from synthetic_run import ARROW, write_run
 
 from lensspark import recut, schema
+from lensspark.compare import files
 from lensspark.session import EXIT_ATTENTION, EXIT_DONE, EXIT_USAGE
 
 MAIN = runpy.run_path(str(Path(__file__).resolve().parents[1] / "jobs/compare.py"))["main"]
@@ -143,6 +144,22 @@ def test_causes_that_only_two_ledgers_can_tell(spark, run, tmp_path):
     assert facts["spectra"] == {"both": 1000 + 1000 - len(fibres) + 1, "only_a": 2000 + len(fibres) - 1, "only_b": 1000}
     there, back = facts["hits"], compared(other, run, tmp_path / "back")[2]["hits"]
     assert back == there | {"appeared": there["vanished"], "vanished": there["appeared"]}
+
+
+def test_files_that_the_runs_know(run, tmp_path):
+    """Plate 1000's file grew, 1001's is the same in another place, 1002's was never looked at, 1003's is not listed."""
+    for name, root, size in (("a", "/data/old", 5), ("b", "s3://new", 6)):
+        rows = [{"path": "1000/spPlate-1000.fits", "size": size, "mtime_ns": 7, "zbest_size": 1},
+                {"path": "1001/spPlate-1001.fits", "size": 5, "mtime_ns": 7, "zbest_size": 1},
+                {"path": "1002/spPlate-1002.fits"}]
+        (tmp_path / name).mkdir()
+        table = pa.Table.from_pylist(rows).replace_schema_metadata({"root": root})
+        pq.write_table(table, tmp_path / name / "manifest.parquet")
+    paths = pd.DataFrame([{"path_a": f"/data/old/{n}/spPlate-{n}.fits", "path_b": f"s3://new/{n}/spPlate-{n}.fits"}
+                          for n in (1000, 1001, 1002, 1003)])
+    both = (str(tmp_path / "a"), str(tmp_path / "b"))
+    assert files.with_files(paths, both)["file"].tolist() == ["size 5 → 6", "", None, None]
+    assert files.with_files(paths, (both[0], str(run)))["file"].tolist() == [None] * 4
 
 
 def test_hostile_text_stays_text(spark, run, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Two finished runs side by side: which hits and candidates appeared, vanished or moved, and why.
 
-`rows` joins the ledgers on the cluster and keeps what changed; `causes` decides, without Spark, why; `page` shows it.
+`rows` joins the ledgers on the cluster and keeps what changed; `files` knows which input files did; `causes` decides,
+without Spark, why; `page` shows it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import pandas as pd
 
 from lensspark import catalogue, pipeline, schema
 from lensspark.catalogue import join
-from lensspark.compare import page, rows
-from lensspark.compare.causes import CAUSES, CutFacts, Differences, explain
+from lensspark.compare import files, page, rows
+from lensspark.compare.causes import CAUSES, explain
+from lensspark.compare.facts import CutFacts, Differences
 from lensspark.compare.page import FATES
 from lensspark.compare.rows import Tolerance
 from lensspark.report.dossier import clean
@@ -64,7 +66,7 @@ def compare(spark: SparkSession, chosen: Plan) -> dict[str, Any]:
     spectra, groups, changed = rows.tally(pair, chosen.tolerance)
     differences = Differences.between(*chosen.cards)
     log.info("%d changes: why ...", len(changed))
-    table = explained(changed, differences)
+    table = explained(files.with_files(changed, (chosen.a, chosen.b)), differences)
     facts = summary(chosen, spectra, groups, table, differences)
     typed = catalogue.to_astropy(table, schema.CHANGES)
     catalogue.write_file(join(chosen.out, "changes.parquet"), catalogue.to_parquet(typed, schema.CHANGES))

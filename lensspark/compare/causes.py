@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatch
+from dataclasses import dataclass
 from typing import Any
+
+from lensspark.compare.facts import OWN_SETTINGS, CutFacts, Differences
 
 CAUSES = {
     "limit": "the same values, another limit",
@@ -28,10 +29,7 @@ CAUSES = {
     "unknown": "nothing that the runs recorded differs",
 }
 SAME = 1e-6  # relative: what is closer is the same value
-# Packages that move numbers and compute none.
-CARRIERS = frozenset({"fsspec", "pandas", "pyarrow", "pyspark"})
 CATALOGUE = ("ra", "dec", "class", "z", "zwarning", "sn_median", "z_lens")  # of the input, not of the search
-OWN_SETTINGS = ("read.window", "input.*", "network.*")  # the model brings them along (pipeline.plan)
 SEARCH = ("read.layout", *OWN_SETTINGS, "selection.*", "score.engine", "score.precision")
 _PROFILE = ("vetting.profile_half_width_px", "vetting.noise_correlation")
 _IDENTITY = (*_PROFILE, "vetting.identity_priors")
@@ -61,61 +59,6 @@ OTHER_SPECTRA = frozenset({"n_neighbour", "neighbour_ratio", "n_repeat", "repeat
 
 
 @dataclass(frozen=True)
-class CutFacts:
-    """What is needed of a cut: its bit and name, the columns that it reads, the setting that is its limit.
-
-    `value`: the column that the limit is about. `null_passes`: an unknown `value` is no reason to fail.
-    """
-
-    bit: int
-    name: str
-    columns: tuple[str, ...]
-    value: str
-    setting: str
-    null_passes: bool = False
-    spares_known: bool = False
-
-
-@dataclass(frozen=True)
-class Differences:
-    """What differs between two runs as wholes; each a pair (of A, of B), or empty."""
-
-    configuration: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # "section.key" -> values
-    versions: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-    model: tuple[str, str] | None = None
-    input: tuple[str, str] | None = None
-    grades: tuple[str, str] | None = None
-
-    @classmethod
-    def between(cls, a: Mapping[str, Any], b: Mapping[str, Any]) -> Differences:
-        """Those of two run cards."""
-        def pair(name: str) -> tuple[str, str] | None:
-            one, other = a.get(name, ""), b.get(name, "")
-            return None if one == other else (one, other)
-
-        settings = [{f"{part}.{key}": value for part, keys in card["configuration"].items()
-                     for key, value in keys.items()} for card in (a, b)]
-        versions = [dict(card.get("versions", {})) for card in (a, b)]
-        return cls(_unequal(*settings), _unequal(*versions), pair("model_sha256"), pair("input_manifest_sha256"),
-                   pair("grades_sha256"))
-
-    def keys(self, patterns: Iterable[str]) -> list[str]:
-        """The settings that differ, of those that match one of `patterns`."""
-        patterns = [p for p in patterns if not (self.model and p in OWN_SETTINGS)]
-        return [key for key in self.configuration if any(fnmatch(key, pattern) for pattern in patterns)]
-
-    @property
-    def computing(self) -> list[str]:
-        """Packages of another version that could change a number."""
-        return [name for name in self.versions if name not in CARRIERS]
-
-
-def _unequal(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    names = dict.fromkeys((*one, *other))
-    return {name: (one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)}
-
-
-@dataclass(frozen=True)
 class Effect:
     """One thing that changed, in words, and the causes that could be: name -> detail in words, most direct first."""
 
@@ -136,7 +79,8 @@ class Explained:
 
 def explain(row: Mapping[str, Any], runs: Differences, cuts: Sequence[CutFacts]) -> Explained:
     """The causes of everything that changed in `row`: schema.CHANGES' `hit`, `moved` and both sides' columns, `in_a`,
-    `in_b`, and where a side has no such spectrum `fate` (its quarantine's reason) or `reduction` (its run2d)."""
+    `in_b`, where a side has no such spectrum `fate` (its quarantine's reason) or `reduction` (its run2d), and where the
+    runs know it `file`, how its file differs ("": not at all)."""
     effects = _effects(row, runs, cuts)
     names = list(dict.fromkeys(name for effect in effects for name in effect.causes))
     return Explained(names[0], all(effect.proven for effect in effects), names,
@@ -251,7 +195,7 @@ def _of_value(row: Mapping[str, Any], name: str, runs: Differences, found: dict[
         if own:
             found["configuration"] = _settings(runs, own)
         return found
-    found |= _data(row, runs, mask=name not in OTHER_SPECTRA)
+    found |= _data({**row, "file": None} if name in OTHER_SPECTRA else row, runs, mask=name not in OTHER_SPECTRA)
     if runs.model:
         found["model"] = _model(runs)
     if keys := [*runs.keys(SEARCH), *own]:
@@ -272,7 +216,7 @@ def _data(row: Mapping[str, Any], runs: Differences, mask: bool = False) -> dict
     if moved and not z_alone:
         found["data"] = ", ".join(f"{name} {_both(row, name)}" for name in moved)
     elif unit:
-        found["data"] = unit
+        found["data"] = f"its file differs: {unit}"
     elif runs.input and unit is None:
         found["data"] = "the input differs"
     return found
