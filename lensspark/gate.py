@@ -75,11 +75,10 @@ def load(name: str) -> Gate:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"run.gate = {name!r}: cannot be read as TOML: {error}") from error
     parts = {"golden": Golden, "limits": Limits}
-    for part, values in tree.items():
-        known = [item.name for item in dataclasses.fields(parts[part])] if part in parts else []
-        unknown = sorted(set(values) - set(known)) if known and isinstance(values, dict) else [""]
-        if unknown:
-            raise ConfigError(f"run.gate = {name!r}: unknown {part}{'.' if unknown[0] else ''}{unknown[0]}")
+    keys = {(part, item.name) for part, kind in parts.items() for item in dataclasses.fields(kind)}
+    given = {(part, key) for part, values in tree.items() for key in (values if isinstance(values, dict) else [""])}
+    for part, key in sorted(given - keys):
+        raise ConfigError(f"run.gate = {name!r}: unknown key {part}.{key}")
     gate = Gate(**{part: section(kind, tree.get(part, {}), part) for part, kind in parts.items()})
     edges, recalls = gate.limits.snr, gate.limits.min_recall
     if len(edges) != len(recalls) + 1 or list(edges) != sorted(set(edges)):

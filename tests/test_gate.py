@@ -135,7 +135,8 @@ def test_only_runs_marked_production_are_asked(tmp_path):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (("seed = 3", "seed = 3\nplates = 7"), "unknown golden.plates"), (("[limits]", "[limit]"), "unknown limit"),
+    (("seed = 3", "seed = 3\nplates = 7"), "unknown key golden.plates"),
+    (("[limits]", "[limit]"), "unknown key limit.confidence"),
     (("snr = [6.0, 8.0, 15.0]", "snr = [6.0, 8.0]"), "expected 3 rising values"),
     (("snr = [6.0, 8.0, 15.0]", "snr = [8.0, 6.0, 15.0]"), "expected 3 rising values"),
     (("max_null_rate = 5e-3", "max_null_rate = 2.0"), "limits.max_null_rate = 2.0: expected 0 to 1"),
