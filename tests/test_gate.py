@@ -56,19 +56,19 @@ def damaged(folder, change):
 
 
 def shuffled(weights, rng):
-    name = max((name for name in weights if name.endswith("kernel")), key=lambda name: weights[name].size)
+    """One of its layers, in another order; a late one of a residual network would hardly be missed."""
+    name = "block1_conv1/kernel"
     return weights | {name: rng.permutation(weights[name].ravel()).reshape(weights[name].shape)}
 
 
 def scaled(weights, rng):
+    """All kernels a tenth larger."""
     return {name: value * (1.1 if name.endswith("kernel") else 1) for name, value in weights.items()}
 
 
 def certain(weights, rng):
     """One that calls everything a line."""
-    last = next(name for name in reversed(weights) if name.endswith("bias") and weights[name].size == 1
-                and not name.startswith("heat"))
-    return weights | {last: weights[last] + 9}
+    return weights | {"line/bias": weights["line/bias"] + 9}
 
 
 def test_the_shipped_verdict_is_of_the_shipped_model_gate_and_production_settings():
@@ -130,7 +130,7 @@ def test_only_runs_marked_production_are_asked(tmp_path):
     shutil.copytree(Model.place("default"), folder)
     (folder / gate.VERDICT).unlink()
     gate.require(config.load([], [f"score.model={folder}"]), Model.load(folder))
-    with pytest.raises(ValueError, match="no spectra|no files|not"):  # it gets as far as the survey
+    with pytest.raises(ValueError, match="expected an existing folder of spectra"):  # it gets as far as the survey
         pipeline.plan(str(tmp_path / "none"), str(tmp_path / "run"), config.load([], [f"score.model={folder}"]))
 
 
