@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lensspark.compare.facts import OWN_SETTINGS, CutFacts, Differences
+from lensspark.compare.facts import OWN_SETTINGS, CutFacts, Differences, shown
 
 CAUSES = {
     "limit": "the same values, another limit",
@@ -148,13 +148,13 @@ def _of_cut(row: Mapping[str, Any], runs: Differences, cut: CutFacts) -> Effect:
     by_limit = limits and _passes(a, cut, limits[0]) != _passes(a, cut, limits[1])
     by_limit = by_limit and _passes(b, cut, limits[0]) != _passes(b, cut, limits[1])
     if by_limit:
-        limit = f"{cut.setting} {_text(limits[0])} → {_text(limits[1])} ({cut.value} {_both(row, cut.value)})"
+        limit = f"{cut.setting} {shown(limits[0])} → {shown(limits[1])} ({cut.value} {_both(row, cut.value)})"
         return Effect(what, {"limit": limit}, True)
     found: dict[str, str] = {}
     for name in changed:
         found = _of_value(row, name, runs, found)
     if limits:
-        found["limit"] = f"{cut.setting} {_text(limits[0])} → {_text(limits[1])}"
+        found["limit"] = f"{cut.setting} {shown(limits[0])} → {shown(limits[1])}"
         by_value = all(_passes(a, cut, limit) != _passes(b, cut, limit) for limit in limits)
         if changed and by_value:
             del found["limit"]
@@ -236,7 +236,7 @@ def _model(runs: Differences) -> str:
 
 
 def _settings(runs: Differences, keys: Iterable[str]) -> str:
-    return ", ".join(f"{key} {_text(runs.configuration[key][0])} → {_text(runs.configuration[key][1])}" for key in keys)
+    return ", ".join(f"{key} {shown(runs.configuration[key][0])} → {shown(runs.configuration[key][1])}" for key in keys)
 
 
 def _versions(runs: Differences, names: Iterable[str]) -> str:
@@ -256,12 +256,6 @@ def _same(row: Mapping[str, Any], name: str, tolerance: float = SAME) -> bool:
     return a == b
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}" if math.isfinite(value) else "none"
-    return "none" if value is None else str(value)
-
-
 def _both(row: Mapping[str, Any], name: str) -> str:
-    a, b = (_text(row[f"{name}_{side}"]) for side in "ab")
+    a, b = (shown(row[f"{name}_{side}"]) for side in "ab")
     return a if a == b else f"{a} → {b}"

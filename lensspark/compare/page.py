@@ -9,6 +9,7 @@ import pandas as pd
 from markupsafe import escape
 
 from lensspark import schema, svg
+from lensspark.compare.facts import shown
 from lensspark.report import dossier, html
 
 MAX_ROWS = 2000  # on the page; 1.7 MB
@@ -56,7 +57,7 @@ def differing(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _clean(value: Any) -> str:
-    return "none" if value is None else dossier.clean(str(value))
+    return dossier.clean(shown(value))
 
 
 def _heading(name: str) -> dict[str, Any]:
