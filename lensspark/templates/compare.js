@@ -31,3 +31,4 @@ if (body) {
     th.firstElementChild.addEventListener("click", () => sort(th));
   }
 }
+document.documentElement.dataset.ready = "yes";
