@@ -96,7 +96,7 @@ def write_products(run: str, table: pd.DataFrame) -> dict[str, str]:
     candidates/ is Parquet; candidates.fits, .ecsv and .vot carry units, descriptions and UCDs. Nulls are masked.
     """
     formats = {
-        "candidates/candidates.parquet": _parquet, "candidates.fits": _fits, "candidates.ecsv": _ecsv,
+        "candidates/candidates.parquet": to_parquet, "candidates.fits": _fits, "candidates.ecsv": to_ecsv,
         "candidates.vot": _votable,
     }
     typed = to_astropy(table)
@@ -135,14 +135,15 @@ def _fill_value(dtype: np.dtype) -> Any:
     return {"i": lambda: np.iinfo(dtype).min, "f": lambda: np.nan, "b": lambda: False}.get(dtype.kind, lambda: "")()
 
 
-def _parquet(table: Table) -> bytes:
+def to_parquet(table: Table, declared: schema.Table = schema.CANDIDATES) -> bytes:
+    """One Parquet file of `table` (`to_astropy` of the same declaration), with units, descriptions and UCDs."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     arrow = {"int": pa.int32(), "long": pa.int64(), "float": pa.float32(), "double": pa.float64(),
              "boolean": pa.bool_(), "string": pa.string()}
     fields, arrays = [], []
-    for column in schema.CANDIDATES.columns:
+    for column in declared.columns:
         about = {"unit": column.unit, "description": column.description, "ucd": column.ucd}
         fields.append(pa.field(column.name, arrow[column.type], metadata=about))
         values = table[column.name]
@@ -169,7 +170,8 @@ def _fits(table: Table) -> bytes:
     return out.getvalue()
 
 
-def _ecsv(table: Table) -> bytes:
+def to_ecsv(table: Table) -> bytes:
+    """`table` as ECSV text."""
     text = io.StringIO()
     table.write(text, format="ascii.ecsv")
     return text.getvalue().encode()

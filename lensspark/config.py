@@ -55,6 +55,12 @@ def _unpacked(package: Path) -> Path:
 
 
 @dataclass(frozen=True)
+class Run:
+    production: bool = field()
+    gate: str = field()
+
+
+@dataclass(frozen=True)
 class Read:
     layout: str = field(**one_of("auto", "spplate", "lite"))
     window: tuple[float, ...] = field(**between(2500, 12000), length=2)
@@ -255,6 +261,7 @@ class Evaluation:
 class Config:
     """The whole configuration; `load` is the way to get one."""
 
+    run: Run
     read: Read
     selection: Selection
     input: Input

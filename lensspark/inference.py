@@ -24,6 +24,7 @@ from lensspark.session import share
 from lensspark.spectrum import Prepared, prepare
 
 INPUT = ("flux", "ivar", "and_mask", "z_lens", "loglam0")
+AT_ONCE = 128  # spectra that are prepared together: more take memory and are no faster (docs/benchmarks.md)
 TOO_FEW_PIXELS = "too_few_usable_pixels"  # beside the sample's criteria in not_selected_because
 _SCORABLE = schema.Column("scorable", "boolean", "enough usable pixels")
 _OUTPUT = schema.Table("measured", (*schema.LINE, *schema.NULLS, _SCORABLE))
@@ -120,10 +121,10 @@ def _measure(spark: Any, model: Model, config: Config) -> Callable:
     def measure(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
         score_batch = _scorer_once(shared.value, sha256, config)
         for flux, ivar, and_mask, z_lens, loglam0, role in batches:
-            rows = np.flatnonzero(role.notna().to_numpy())
+            every = np.flatnonzero(role.notna().to_numpy())
             out = {name: np.full(len(role), np.nan) for name in _NUMBERS}
             scorable = np.full(len(role), None, dtype=object)
-            if len(rows):
+            for rows in (every[i:i + AT_ONCE] for i in range(0, len(every), AT_ONCE)):
                 planes = [_arrays(column, rows, n_pix) for column in (flux, ivar, and_mask)]
                 numbers = [column.to_numpy()[rows] for column in (z_lens, loglam0, role)]
                 found, scorable[rows] = search(score_batch, planes, *numbers, n_pix, config.vetting.line_hits_snr)

@@ -51,10 +51,15 @@ class Model:
     @classmethod
     def named(cls, name: str) -> Model:
         """A shipped model by its name ("default"), or the model in the folder `name`."""
+        return cls.load(cls.place(name))
+
+    @staticmethod
+    def place(name: str) -> Path:
+        """The folder of `named`. Raises ValueError if there is none."""
         if Path(name).is_dir():
-            return cls.load(name)
+            return Path(name)
         try:
-            return cls.load(configuration.resource(f"models/{name}"))
+            return configuration.resource(f"models/{name}")
         except FileNotFoundError as error:
             raise ValueError(f"score.model = {name!r}: expected a shipped model's name or a model's folder") from error
 

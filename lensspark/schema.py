@@ -7,7 +7,7 @@ UCDs follow the IVOA UCD1+ vocabulary (https://www.ivoa.net/documents/UCD1+/).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -283,6 +283,33 @@ CANDIDATES = Table(
         *(column for column in LEDGER.columns if column.name not in _TABLE_1),
     ),
 )
+
+# What compare.py keeps of both runs: where the line is, what the cuts read, where the spectrum came from.
+COMPARED = (
+    "ra", "dec", "class", "z", "zwarning", "sn_median", "z_lens", "selected", "not_selected_because", "p_line",
+    "line_wave", "line_snr", "line_flux", "line_peak", "line_mask_fraction", "n_line_hits", "is_hit", "profile_chi2",
+    "p_skew_positive", "dchi2_skew", "dchi2_spike", "exposure_tension", "p_lya", "sn_oii_veto", "overdensity_lens",
+    "overdensity_observed", "p_fibre", "p_plate", "p_night", "p_same_wave", "n_repeat", "repeat_tension",
+    "n_neighbour", "neighbour_ratio", "q_value", "known_lens", "grade", "veto", "path",
+)
+_OF_BOTH = tuple(
+    replace(column, name=f"{name}_{side}", description=f"{column.description}; in run {side.upper()}")
+    for name in COMPARED for column in LEDGER.columns if column.name == name for side in "ab")
+
+# A hit or candidate that two runs disagree about (compare.py).
+CHANGES = Table("changes", (
+    *KEY,
+    Column("hit", "string", "appeared, vanished or kept, from run A to run B", ucd="meta.code"),
+    Column("candidate", "string", "appeared, vanished or kept; null in neither run", ucd="meta.code"),
+    Column("moved", "string", "what else changed beyond its tolerance: line_wave, p_line, veto; comma separated"),
+    Column("cause", "string", "the first of causes", ucd="meta.code"),
+    Column("proven", "boolean", "what the runs recorded leaves no other cause", ucd="meta.code"),
+    Column("causes", "string", "all causes that could be, the proven or most direct one first; comma separated"),
+    Column("why", "string", "the same in words, with names and values", ucd="meta.note"),
+    Column("cuts_failed", "string", "cuts that only run B's verdict fails, comma separated", ucd="meta.code.qual"),
+    Column("cuts_passed", "string", "cuts that only run A's verdict fails, comma separated", ucd="meta.code.qual"),
+    *_OF_BOTH,
+))
 
 # What simulate.py knows of each mock spectrum.
 TRUTH = Table(

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_QUARANTINE = 0, 1, 2, 3
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_ATTENTION = 0, 1, 2, 3
+EXIT_QUARANTINE = EXIT_ATTENTION  # done, and somebody should look: more is quarantined than the limit
 EXIT_TERMINATED = 128 + signal.SIGTERM
 ERASE = "\r\x1b[K"  # takes back what stands in a terminal's line
 JAVA_VERSIONS = range(17, 24)  # Spark 4.0 needs 17; its Hadoop calls Subject.getSubject, which Java 24 no longer has

@@ -1,7 +1,8 @@
 """A finished run without a survey: a ledger of as many rows as wanted, drawn from a seed, for re-cuts at survey size.
 
-    python tests/synthetic_run.py --out RUN [--rows 1000000] [--plates 1000] [--hit-rate 0.002]
+    python tests/synthetic_run.py --out RUN [--rows 1000000] [--plates 1000] [--hit-rate 0.002] [--seed 1]
     time python jobs/vet.py --run RUN --out RUN2 --set vetting.min_line_snr=7
+    time python jobs/compare.py RUN RUN2
 
 Hits are as frequent as in a survey; some gather at sky wavelengths, some are [OII], some are faint.
 """
@@ -52,6 +53,7 @@ def ledger(rng, plate, n, hit_rate, threshold):
         "dchi2_spike": of(hit, -5.0), "n_neighbour": pd.array(np.where(hit, 4, None), "Int32"),
         "neighbour_ratio": of(hit, 4 * rng.random(n) ** 3), "n_repeat": pd.array(np.where(hit, 0, None), "Int32"),
         "n_repeat_confirmed": pd.array(np.where(hit, 0, None), "Int32"), "p_multiple": of(hit, skew),
+        "veto": pd.array(np.where(hit, np.where(snr < 6, 2, 0), None), "Int32"),  # bit 1: line_snr
         "run_id": "synthetic", "model_sha256": "0" * 64, "path": f"/nowhere/spPlate-{plate}-55000.fits",
     }
     return pd.DataFrame(columns, index=range(n))
@@ -84,5 +86,7 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--plates", type=int, default=1000)
     parser.add_argument("--hit-rate", type=float, default=0.002)
+    parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    print(f"{args.out}: {args.rows:,} rows, {write_run(args.out, args.rows, args.plates, args.hit_rate):,} hits")
+    hits = write_run(args.out, args.rows, args.plates, args.hit_rate, args.seed)
+    print(f"{args.out}: {args.rows:,} rows, {hits:,} hits")

@@ -182,8 +182,8 @@ def _alone(folder: Path, config: Config, barrier: Any, seconds: float) -> dict[s
                zip(spectra.planes[name][rows], role, strict=True)] for name in PLANES]
 
     def infer() -> None:
-        for i in range(0, len(rows), 512):
-            part = slice(i, i + 512)
+        for i in range(0, len(rows), inference.AT_ONCE):
+            part = slice(i, i + inference.AT_ONCE)
             inference.search(scorer, [plane[part] for plane in planes], z[rows[part]], loglam0[part], role[part], n_pix,
                              config.vetting.line_hits_snr)
 

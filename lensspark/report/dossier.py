@@ -85,10 +85,10 @@ SKY_LINES = (*(("Hg" if wave in lines.SKY_HG else "sky", wave) for wave in lines
 RED_SKY = 5300.0  # Angstrom; redwards the overview marks all of them, bluewards those that the search masks
 
 
-def clean(text: str) -> str:
-    """`text` without control and direction characters, at most MAX_TEXT long: safe to look at, not only to parse."""
-    shown = "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in text[: MAX_TEXT + 1])
-    return shown if len(shown) <= MAX_TEXT else shown[:MAX_TEXT] + "…"
+def clean(text: str, longest: int = MAX_TEXT) -> str:
+    """`text` without control and direction characters, at most `longest`: safe to look at, not only to parse."""
+    shown = "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in text[: longest + 1])
+    return shown if len(shown) <= longest else shown[:longest] + "…"
 
 
 def heading(name: str) -> dict[str, str]:

@@ -7,11 +7,9 @@ policy allows one style and one script, by hash, and nothing from anywhere; no H
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import math
 from collections.abc import Mapping
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +18,7 @@ import pandas as pd
 from lensspark import grades, schema
 from lensspark.catalogue import write_file
 from lensspark.lines import LYA
-from lensspark.report import dossier, plots
+from lensspark.report import dossier, html, plots
 
 if TYPE_CHECKING:
     from lensspark.report.blind import Blind
@@ -52,8 +50,6 @@ def write_report(path: str, candidates: Any, spectra: Mapping[tuple, Mapping[str
 def render(candidates: Any, spectra: Mapping[tuple, Mapping[str, Any]], run_card: Mapping[str, Any],
            hits: pd.DataFrame | None = None, blind: Blind | None = None, bins: pd.DataFrame | None = None) -> str:
     """The page's HTML; see `write_report`."""
-    from jinja2 import Environment, StrictUndefined
-
     rows = _rows(candidates)
     if hits is None:
         hits = pd.DataFrame([{"veto": 0, **{name: row[name] for name in ("line_wave", "z_lens")}} for row in rows],
@@ -64,10 +60,8 @@ def render(candidates: Any, spectra: Mapping[tuple, Mapping[str, Any]], run_card
         spectra = {**spectra, **blind.spectra}
     cuts, lines = run_card["funnel"]["cuts"], run_card["configuration"]["input"]
     table = [name for name in TABLE if name in _ALWAYS or any(row.get(name) not in (None, "") for row in rows)]
-    script, style = _script(_facts(run_card, rows, key)), _template("report.css")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
-    return environment.from_string(_template("report.html")).render(
+    return html.render(
+        "report.html", _script(_facts(run_card, rows, key)), html.template("report.css"),
         card=run_card, counts=run_card["counts"], funnel=plots.funnel(run_card), n_fakes=len(key),
         plots=plots.summary(rows, hits, run_card["funnel"].get("overdensity") or {}, lines["sky_lines"]),
         overdensities=[] if bins is None else plots.overdensities(
@@ -75,9 +69,8 @@ def render(candidates: Any, spectra: Mapping[tuple, Mapping[str, Any]], run_card
         groups=[] if bins is None else plots.flagged_groups(bins),
         nothing=None if rows else _why_nothing(run_card), head=[dossier.heading(name) for name in table],
         table=[[_cell(row, name) for name in table] for row in rows], rows=rows, clean=dossier.clean,
-        dossiers=[_json(dossier.payload(row, spectra.get(_key(row)), cuts)) for row in rows],
-        grades=grades.GRADES, script=_safe(script), style=_safe(style), script_hash=_hash(script),
-        style_hash=_hash(style),
+        dossiers=[html.to_json(dossier.payload(row, spectra.get(_key(row)), cuts)) for row in rows],
+        grades=grades.GRADES,
     )
 
 
@@ -133,27 +126,7 @@ def _facts(card: Mapping[str, Any], rows: list[dict[str, Any]], key: list[dict[s
 
 def _script(facts: Mapping[str, Any]) -> str:
     """The page's one script. `<` only occurs in it as an operator: never as the beginning of an end tag."""
-    return "\n".join([f"const PAGE = {_json(facts)};", *map(_template, SCRIPTS)])
-
-
-def _template(name: str) -> str:
-    return resources.files("lensspark").joinpath(f"templates/{name}").read_text(encoding="utf-8")
-
-
-def _json(value: Any) -> Any:
-    """JSON that is harmless inside a script element, whatever its texts hold."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
-    return _safe(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
-
-
-def _safe(text: str) -> Any:
-    from markupsafe import Markup
-
-    return Markup(text)
-
-
-def _hash(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return "\n".join([f"const PAGE = {html.to_json(facts)};", *map(html.template, SCRIPTS)])
 
 
 def _cell(row: Mapping[str, Any], name: str) -> dict[str, Any]:
