@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lensspark import catalogue, config, inference, report, schema, source, vetting
+from lensspark import catalogue, config, delta, inference, report, schema, source, vetting
 from lensspark.boss import survey_files
 from lensspark.catalogue import join
 from lensspark.config import Config
@@ -109,6 +109,7 @@ def plan(spectra: str, out: str, settings: Config) -> Run:
     """
     model = Model.named(settings.score.model)
     inference.engine.choose(settings.score.engine)
+    delta.check(settings)
     window = dataclasses.replace(settings.read, window=model.window)
     settings = dataclasses.replace(settings, read=window, input=model.input, network=model.network)
     lenses = read_known(settings.vetting.known_lenses)
@@ -209,6 +210,8 @@ def publish(spark: SparkSession, run: Run, funnel: dict[str, Any]) -> int:
     with run.stage(spark, "publish"):
         table = catalogue.candidates(ledger).toPandas()
         catalogue.write_products(run.out, table)
+        if run.config.output.format == "delta":
+            delta.convert(spark, run.out)
     with run.stage(spark, "report"):
         report.make(spark, run, ledger, table, funnel)
     return finish(run, funnel)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_QUARANTINE = 0, 1, 2, 3
+_SESSION_KEYS = ("spark.sql.", "spark.databricks.")  # of the settings that a running session may take
 JAVA_VERSIONS = range(17, 24)  # Spark 4.0 needs 17; its Hadoop calls Subject.getSubject, which Java 24 no longer has
 
 
@@ -188,7 +189,7 @@ def _adopt(spark: SparkSession, wanted: Mapping[str, str]) -> SparkSession:
     """`spark` with the SQL settings of `wanted` that can still be changed and that nobody chose; and with UTC."""
     chosen = set() if is_remote(spark) else {key for key, _ in spark.sparkContext.getConf().getAll()}
     for key, value in wanted.items():
-        if key == "spark.sql.session.timeZone" or (key.startswith("spark.sql.") and key not in chosen):
+        if key == "spark.sql.session.timeZone" or (key.startswith(_SESSION_KEYS) and key not in chosen):
             try:
                 spark.conf.set(key, value)
             except Exception as error:  # each platform refuses other settings, each in its own way

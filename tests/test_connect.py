@@ -19,7 +19,7 @@ from lensspark.session import EXIT_QUARANTINE
 from lensspark.simulate import Plan, simulate
 
 ROOT = Path(__file__).resolve().parents[1]
-SETTINGS = ["score.engine='openvino'", "report.blind_fakes=2"]
+SETTINGS = ["score.engine='openvino'", "report.blind_fakes=2", "output.format=delta"]
 KEY = [column.name for column in schema.KEY]
 needs_connect = pytest.mark.skipif(not find_spec("grpc_status"), reason="pyspark[connect] is not installed")
 
@@ -73,6 +73,7 @@ def table(run, name, key=KEY):
 def test_a_search_through_the_server_gives_the_tables_of_one_without(runs, name, key):
     classic, remote = (table(run, name, key) for run in runs)
     assert len(classic)
+    assert {(run / name / "_delta_log").is_dir() for run in runs} == {name != "overdensity"}
     pd.testing.assert_frame_equal(remote, classic, rtol=1e-6)
 
 

@@ -15,8 +15,8 @@ LAYERS = {
     "pure": {"boss", "counterpart", "eigen", "exposures", "galaxy_bins", "grades", "identity", "lensing", "lines",
              "locate", "matched_filter", "measure", "metrics", "mock", "model", "population", "profile", "spectrum",
              "svg", "weighted_pca"},
-    "network": {"network", "engine", "feed", "figures", "training"},
-    "spark": {"catalogue", "compare", "detectors", "evaluation", "inference", "injection", "pipeline", "recut",
+    "network": {"network", "engine", "feed", "figures", "tracking", "training"},
+    "spark": {"catalogue", "compare", "delta", "detectors", "evaluation", "inference", "injection", "pipeline", "recut",
               "report", "selection", "session", "simulate", "source", "training_set", "vetting"},
     "jobs": {"cli"},
 }
