@@ -61,14 +61,17 @@ import numpy as np
 from matplotlib.figure import Figure
 
 best = chosen.where("selected").orderBy(F.desc("sn_median")).first()
-wave = 10 ** (best["loglam0"] + 1e-4 * np.arange(len(best["flux"])))
-ivar = np.array(best["ivar"])
-good = ivar > 0
-figure = Figure(figsize=(10, 3.5))
-axes = figure.subplots()
-axes.plot(wave[good], np.array(best["flux"])[good], lw=0.6, label="flux")
-axes.plot(wave[good], ivar[good] ** -0.5, lw=0.6, label="error")
-axes.axvspan(*settings.read.window, alpha=0.1)
-axes.set(xlabel="wavelength, Å", title=f"{best['plate']}-{best['mjd']}-{best['fiberid']}, z = {best['z']:.4f}")
-axes.legend(frameon=False)
-display(figure)
+if best is None:
+    print("no galaxy of the sample on this plate")
+else:
+    wave = 10 ** (best["loglam0"] + 1e-4 * np.arange(len(best["flux"])))
+    ivar = np.array(best["ivar"])
+    good = ivar > 0
+    figure = Figure(figsize=(10, 3.5))
+    axes = figure.subplots()
+    axes.plot(wave[good], np.array(best["flux"])[good], lw=0.6, label="flux")
+    axes.plot(wave[good], ivar[good] ** -0.5, lw=0.6, label="error")
+    axes.axvspan(*settings.read.window, alpha=0.1)
+    axes.set(xlabel="wavelength, Å", title=f"{best['plate']}-{best['mjd']}-{best['fiberid']}, z = {best['z']:.4f}")
+    axes.legend(frameon=False)
+    display(figure)
