@@ -34,10 +34,8 @@ def convert(spark: SparkSession, folder: str) -> None:
     A log that is there is replaced: the files that it tells of are. A table without a file, of a run without readable
     spectra, stays as it is.
     """
-    import fsspec
-
     for name, column in PARTITIONS.items():
-        fs, place = fsspec.core.url_to_fs(join(folder, name))
+        fs, place = _place(folder, name)
         if fs.exists(join(place, LOG)):
             fs.rm(join(place, LOG), recursive=True)
         if not any(path.endswith(".parquet") for path in fs.find(place)):
@@ -61,13 +59,20 @@ def _log_of(table: str, column: str) -> None:
 
 def check_final(folder: str) -> None:
     """Raises ValueError if one of the tables in a run's `folder` was changed through Delta after the run."""
-    import fsspec
-
     for name in PARTITIONS:
-        fs, place = fsspec.core.url_to_fs(join(folder, name))
+        fs, place = _place(folder, name)
         if fs.exists(join(place, f"{LOG}/{1:020}.json")):
             raise ValueError(f"{join(folder, name)}: the Delta table was changed after the run; "
                              "expected a run's tables as it left them: work on a copy")
+
+
+def _place(folder: str, name: str) -> tuple[Any, str]:
+    """(file system, path) of a table, seen as it is now: others write to a store besides fsspec."""
+    import fsspec
+
+    fs, place = fsspec.core.url_to_fs(join(folder, name))
+    fs.invalidate_cache()
+    return fs, place
 
 
 def _on_databricks() -> bool:

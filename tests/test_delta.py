@@ -92,3 +92,39 @@ def test_without_the_package_a_run_is_refused_before_it_starts(monkeypatch, tmp_
 def test_other_formats_are_refused():
     with pytest.raises(ConfigError, match="output.format = 'iceberg'"):
         config.load([], ["output.format=iceberg"])
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A bucket of an S3 server on loopback; the environment names it as fsspec and delta-rs want."""
+    import fsspec
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    names = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1",
+             "AWS_ALLOW_HTTP": "true", "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+             "FSSPEC_S3_ENDPOINT_URL": f"http://{host}:{port}"}
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    fsspec.config.set_conf_env(fsspec.config.conf)
+    fs = fsspec.filesystem("s3")
+    fs.mkdir("runs")
+    yield fs, "s3://runs/one"
+    server.stop()
+    fsspec.config.conf.pop("s3", None)
+    fs.clear_instance_cache()
+
+
+def test_tables_on_an_object_store_are_converted_again_and_again(parent, bucket):
+    """The log is written besides fsspec, which remembers listings."""
+    fs, run = bucket
+    for name in ("ledger", "quarantine"):
+        fs.put(f"{parent / name}/", f"runs/one/{name}/", recursive=True)
+    for _ in range(2):
+        delta.convert(None, run)
+        assert deltalake.DeltaTable(f"{run}/ledger").count() == 2_000
+    deltalake.DeltaTable(f"{run}/ledger").delete("fiberid < 10")
+    with pytest.raises(ValueError, match="changed after the run"):
+        delta.check_final(run)
