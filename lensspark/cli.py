@@ -9,7 +9,10 @@ from lensspark.config import resource
 
 
 def main() -> int:
-    """Run the named job as a script; its exit code leaves with SystemExit."""
+    """Run the named job as a script; an exit code other than 0 leaves with SystemExit.
+
+    A Databricks wheel task calls this function: any SystemExit fails the task there, and what is returned is lost.
+    """
     jobs = {path.stem: path for path in sorted(resource("jobs").glob("[a-z]*.py"))}
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in ("", "-h", "--help"):
@@ -20,7 +23,11 @@ def main() -> int:
         print(f"lensspark: error: unknown job {name!r}; expected one of {', '.join(jobs)}", file=sys.stderr)
         return 2
     sys.argv[:2] = [f"lensspark {name}"]
-    runpy.run_path(str(jobs[name]), run_name="__main__")
+    try:
+        runpy.run_path(str(jobs[name]), run_name="__main__")
+    except SystemExit as stopped:
+        if stopped.code:
+            raise
     return 0
 
 

@@ -130,6 +130,7 @@ class Training:
     seed: int = field(**between(0, 2**31))
     validation_plates: float = field(**between(0, 0.9))
     test_plates: float = field(**between(0, 0.9))
+    mlflow: str = field()
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,11 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Output:
+    format: str = field(**one_of("parquet", "delta"))
+
+
+@dataclass(frozen=True)
 class SurveyTraining:
     spectra: int = field(**between(1, 100_000_000))
     z_bin: float = field(**between(1e-4, 0.1))
@@ -272,6 +278,7 @@ class Config:
     vetting: Vetting
     limits: Limits
     report: Report
+    output: Output
     evaluation: Evaluation
     survey_training: SurveyTraining
     mock: Mock

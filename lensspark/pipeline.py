@@ -11,13 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-<<<<<<< HEAD
-from lensspark import blocks, catalogue, inference, manifest, report, schema, source, vetting
-=======
-from lensspark import catalogue, config, gate, inference, report, schema, source, vetting
-from lensspark.boss import survey_files
-from lensspark.catalogue import join
->>>>>>> compare
+from lensspark import blocks, catalogue, delta, gate, inference, manifest, report, schema, source, vetting
 from lensspark.config import Config
 from lensspark.lines import source_redshift
 from lensspark.model import Model
@@ -36,87 +30,17 @@ log = logging.getLogger(__name__)
 def plan(spectra: str, out: str, settings: Config, resume: bool = False, incremental: bool = False) -> Run | None:
     """Everything that can be wrong with a run's arguments is found here, before Spark starts; takes the folder's lock.
 
-<<<<<<< HEAD
     None if there is nothing to do (run.claim). The model's own input, network and window take the place of the
     configured ones: it knows no others. Raises ValueError if there are no spectra, no such model, engine or table of
-    known lenses, or if `out` cannot be written, is in use, or holds another run.
-=======
-@dataclass
-class Run:
-    """One search: what it reads, where it writes, with which model and configuration."""
-
-    spectra: str
-    out: str
-    model: Model | None  # None: a re-cut whose model is not at hand
-    config: Config
-    manifest_sha256: str
-    model_sha256: str = ""
-    known_lenses: pd.DataFrame | None = None
-    grades: pd.DataFrame | None = None  # of people, for a re-cut
-    parent: str = ""  # run_id of the run that is cut again
-    facts: dict[str, Any] = field(default_factory=dict)  # for run.json
-    timings: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def configuration(self) -> dict[str, Any]:
-        return self.config.as_dict()
-
-    @property
-    def run_id(self) -> str:
-        of_its_own = catalogue.run_id(self.configuration, self.model_sha256, self.manifest_sha256)
-        facts = {name: value for name, value in self.facts.items() if name.endswith("sha256")}
-        return catalogue.digest([self.parent, of_its_own, facts])[:16] if self.parent else of_its_own
-
-    def path(self, name: str) -> str:
-        return join(self.out, name)
-
-    def table(self, name: str) -> str:
-        return spark_path(self.path(name))
-
-    @contextmanager
-    def stage(self, spark: SparkSession, name: str) -> Iterator[None]:
-        """Times a stage and tells people where the run is."""
-        log.info("%s ...", name)
-        start = time.monotonic()
-        with progress(spark, name):
-            yield
-        self.timings[name] = time.monotonic() - start
-        log.info("%s: %.1f s", name, self.timings[name])
-
-
-def spark_path(path: str) -> str:
-    """`path` as Spark takes it: a local path stays local where the cluster's default file system is another."""
-    return path if "://" in path or "DATABRICKS_RUNTIME_VERSION" in os.environ else Path(path).resolve().as_uri()
-
-
-def finished_card(out: str) -> dict[str, Any]:
-    """run.json of the finished run in `out`. Raises ValueError if there is none."""
-    import fsspec
-
-    try:
-        with fsspec.open(join(out, "run.json")) as file:
-            card = json.load(file)
-        return card | {"configuration": config.stored(card["configuration"]).as_dict()}
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{out}: no finished run: run.json: {error}") from error
-
-
-def finished_run(out: str) -> Config:
-    """The configuration of the finished run in `out`. Raises ValueError if there is none."""
-    return config.from_dict(finished_card(out)["configuration"])
-
-
-def plan(spectra: str, out: str, settings: Config) -> Run:
-    """Everything that can be wrong with a run's arguments is found here, before Spark starts.
-
-    The model's own input, network and window take the place of the configured ones: it knows no others. Raises
-    ValueError if there are no spectra, no such model, engine or table of known lenses, if the run is marked production
-    and the model has not passed the gate, or if `out` cannot be written or holds another run.
->>>>>>> compare
+    known lenses, if the run is marked production and the model has not passed the gate, or if `out` cannot be written,
+    is in use, or holds another run.
     """
     model = Model.named(settings.score.model)
     gate.require(settings, model)
     inference.engine.choose(settings.score.engine)
+    delta.check(settings)
+    if incremental:
+        delta.check_final(out)
     window = dataclasses.replace(settings.read, window=model.window)
     settings = dataclasses.replace(settings, read=window, input=model.input, network=model.network)
     lenses = read_known(settings.vetting.known_lenses)
@@ -218,7 +142,10 @@ def publish(spark: SparkSession, run: Run, funnel: dict[str, Any]) -> int:
     ledger = spark.read.schema(schema.LEDGER.struct_type()).parquet(run.table("ledger"))
     with run.stage("publish") as facts:
         table = catalogue.candidates(ledger).toPandas()
-        catalogue.write_products(run.path("").rstrip("/"), table)
+        made = run.path("").rstrip("/")
+        catalogue.write_products(made, table)
+        if run.config.output.format == "delta":
+            delta.convert(spark, made)
         facts["candidates"] = len(table)
     with run.stage("report"):
         report.make(spark, run, ledger, table, funnel)

@@ -6,7 +6,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lensspark import catalogue, config, grades, identity, manifest, pipeline, schema
+from lensspark import catalogue, config, delta, grades, identity, manifest, pipeline, schema
 from lensspark.catalogue import join
 from lensspark.config import Config
 from lensspark.model import Model
@@ -27,6 +27,7 @@ FREE = {
                 "overdensity_bin_px", "overdensity_median_bins", "overdensity_grow", "overdensity_poisson",
                 "same_wave_px", "q_snr_edge", "known_lenses", "known_lens_radius"},
     "score": {"threshold"}, "report": None, "limits": None,
+    "output": None,
 }
 
 
@@ -40,6 +41,8 @@ def plan(parent: str, out: str, files: list[str], settings: list[str], graded: s
     before = config.from_dict(card["configuration"])
     wanted = config.over(before, files, settings)
     _check_free(before, wanted)
+    delta.check(wanted)
+    delta.check_final(parent)
     facts: dict[str, Any] = {"parent": parent, "parent_run_id": card["run_id"]}
     people = None
     if graded:

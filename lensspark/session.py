@@ -33,6 +33,7 @@ EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_ATTENTION = 0, 1, 2, 3
 EXIT_QUARANTINE = EXIT_ATTENTION  # done, and somebody should look: more is quarantined than the limit
 EXIT_TERMINATED = 128 + signal.SIGTERM
 ERASE = "\r\x1b[K"  # takes back what stands in a terminal's line
+_SESSION_KEYS = ("spark.sql.", "spark.databricks.")  # of the settings that a running session may take
 JAVA_VERSIONS = range(17, 24)  # Spark 4.0 needs 17; its Hadoop calls Subject.getSubject, which Java 24 no longer has
 
 
@@ -192,7 +193,7 @@ def _adopt(spark: SparkSession, wanted: Mapping[str, str]) -> SparkSession:
     """`spark` with the SQL settings of `wanted` that can still be changed and that nobody chose; and with UTC."""
     chosen = set() if is_remote(spark) else {key for key, _ in spark.sparkContext.getConf().getAll()}
     for key, value in wanted.items():
-        if key == "spark.sql.session.timeZone" or (key.startswith("spark.sql.") and key not in chosen):
+        if key == "spark.sql.session.timeZone" or (key.startswith(_SESSION_KEYS) and key not in chosen):
             try:
                 spark.conf.set(key, value)
             except Exception as error:  # each platform refuses other settings, each in its own way

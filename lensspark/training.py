@@ -2,18 +2,20 @@
 
 A training keeps a checkpoint per epoch in MODEL/checkpoint and goes on from there with `resume`: every epoch's order of
 spectra and dropout depend on the seed and the epoch alone. Beside the model lie `curves.png` (loss and accuracy by
-epoch, as Li et al. 2018, Figure 6) and TensorBoard's logs.
+epoch, as Li et al. 2018, Figure 6) and TensorBoard's logs; `lensspark.tracking` tells MLflow.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import json
 import logging
 import os
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from lensspark.eigen import Basis
 from lensspark.feed import count_rows, data_hash, dataset, learnable, part_files, row_groups
 from lensspark.model import Model
 from lensspark.spectrum import window_pixels
+from lensspark.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +48,8 @@ def train(data: str | Path, out: str | Path, settings: Config, basis: Path, name
     import keras
 
     warnings.filterwarnings("ignore", module="keras")  # that a finite dataset ends, after every epoch
-    data, out = Path(data), Path(out)
+    data, out, uri = Path(data), Path(out), settings.training.mlflow
+    settings = replace(settings, training=replace(settings.training, mlflow=""))
     files, eigenbasis = part_files(data / "train"), Basis.load(basis)
     validated = (data / "validation").exists()
     watched = part_files(data / ("validation" if validated else "test"))
@@ -58,7 +62,7 @@ def train(data: str | Path, out: str | Path, settings: Config, basis: Path, name
     net = compiled(settings, count_rows(files))
     n_cells = net.output["heat"].shape[1]
     history = _restore(net, out, fingerprint, resume)
-    progress = _progress(settings, count_rows(files))
+    tracker, progress = Tracker(uri, name, out, settings), _progress(settings, count_rows(files))
     for epoch in range(len(history), settings.training.epochs):
         keras.utils.set_random_seed(settings.training.seed + epoch)
         progress.epoch = epoch
@@ -70,6 +74,7 @@ def train(data: str | Path, out: str | Path, settings: Config, basis: Path, name
         measured |= measure(judge(net, watched, settings, eigenbasis, n_cells), settings)
         history.append(measured)
         _checkpoint(net, out, fingerprint, history)
+        tracker.epoch(epoch + 1, measured)
         log.info("epoch %d of %d: %s", epoch + 1, settings.training.epochs,
                  ", ".join(f"{key} {value:.4g}" for key, value in measured.items() if not isinstance(value, list)))
     weights, calibration = network.weights_of(net), None
@@ -84,6 +89,7 @@ def train(data: str | Path, out: str | Path, settings: Config, basis: Path, name
     model.save(out)
     if importlib.util.find_spec("matplotlib"):
         figures.training_curves(history, out / "curves.png")
+    tracker.finish(out, model.card)
     return model
 
 
@@ -225,7 +231,9 @@ def _checkpoint(net: Any, out: Path, fingerprint: str, history: list[dict[str, A
     folder = out / "checkpoint"
     folder.mkdir(parents=True, exist_ok=True)
     variables = [*net.variables, *net.optimizer.variables]
-    np.savez(folder / f"{len(history)}.npz", **{f"v{i}": np.asarray(v) for i, v in enumerate(variables)})
+    state = io.BytesIO()  # a Databricks Volume takes a file only from its first byte to its last
+    np.savez(state, **{f"v{i}": np.asarray(v) for i, v in enumerate(variables)})
+    (folder / f"{len(history)}.npz").write_bytes(state.getvalue())
     scratch = folder / "history.json.new"
     scratch.write_text(json.dumps({"fingerprint": fingerprint, "history": history}, indent=1))
     os.replace(scratch, folder / "history.json")

@@ -15,10 +15,10 @@ LAYERS = {
     "pure": {"boss", "counterpart", "eigen", "exposures", "galaxy_bins", "grades", "identity", "kernels", "lensing",
              "lines", "locate", "matched_filter", "measure", "metrics", "mock", "model", "population", "profile",
              "spectrum", "svg", "weighted_pca"},
-    "network": {"network", "engine", "feed", "figures", "training"},
-    "spark": {"benchmark", "blocks", "catalogue", "compare", "detectors", "evaluation", "gate", "inference", "injection",
-              "lock", "manifest", "pipeline", "progress", "recut", "report", "run", "selection", "session", "simulate",
-              "source", "training_set", "vetting"},
+    "network": {"network", "engine", "feed", "figures", "tracking", "training"},
+    "spark": {"benchmark", "blocks", "catalogue", "compare", "delta", "detectors", "evaluation", "gate", "inference",
+              "injection", "lock", "manifest", "pipeline", "progress", "recut", "report", "run", "selection", "session",
+              "simulate", "source", "training_set", "vetting"},
     "jobs": {"cli"},
 }
 LEVEL = {module: level for level, modules in enumerate(LAYERS.values()) for module in modules}

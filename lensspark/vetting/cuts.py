@@ -165,8 +165,10 @@ CUTS = (
 
 def completed(df: DataFrame) -> DataFrame:
     """`df` with the columns of schema.VETTING that it lacks, null: not measured."""
-    return df.withColumns({column.name: F.lit(None).cast(column.type) for column in schema.VETTING
-                           if column.name not in df.columns})
+    present = set(df.columns)
+    lacking = [F.lit(None).cast(column.type).alias(column.name) for column in schema.VETTING
+               if column.name not in present]
+    return df.select("*", *lacking)
 
 
 def vet(df: DataFrame, settings: config.Config, cuts: Iterable[Cut] = CUTS) -> DataFrame:
