@@ -111,7 +111,7 @@ def companions(spectra: Spectra, cuts: Cutouts, fits: Fits) -> dict[str, dict[st
         found = fits.oii if identity.name == "oii" else fits.gauss
         shift = 0.5 * shapes.OII_SEPARATION if identity.name == "oii" else -identity.blueshift / PIXEL_KMS
         line = cuts.pixel + found.theta[:, 0] + shift
-        own = np.exp(found.theta[:, 1]) * np.sqrt(shapes.own_share(np.exp(found.theta[:, 1]), cuts.lsf))
+        own = shapes.width_of(found.theta) * np.sqrt(shapes.own_share(shapes.width_of(found.theta), cuts.lsf))
         for companion in identity.companions:
             position = line + np.log10(companion.rest / identity.rest) / DLOGLAM
             width = np.hypot(own, _lsf_at(spectra, position, cuts.lsf))
@@ -174,13 +174,13 @@ def _profile_evidence(cuts: Cutouts, fits: Fits, scale: float) -> np.ndarray:
     """ln evidence (n, len(NAMES)) of the profile against the best one, a Gaussian's free width and place in common."""
     gauss = -0.5 * fits.gauss.chi2 / scale
     log = np.repeat(gauss[:, None], len(NAMES), axis=1)
-    skewed = -0.5 * fits.grid_chi2[:, GRID >= 0] / scale
+    skewed = -0.5 * np.ascontiguousarray(fits.grid_chi2[:, GRID >= 0]) / scale
     double = -0.5 * fits.double.chi2 / scale - 2 * _PER_PARAMETER
     single = np.log((1 - _DOUBLE_PEAKED) / skewed.shape[1]) + logsumexp(skewed, axis=1)
     log[:, NAMES.index("lya")] = np.logaddexp(single, np.log(_DOUBLE_PEAKED) + double)
     log[:, NAMES.index("oii")] = -0.5 * fits.oii.chi2 / scale - _PER_PARAMETER
     # An unresolved line has a parameter less than a Gaussian of free width: that pays where it is as wide as the LSF.
-    resolved = 2 * np.log(np.exp(fits.free.theta[:, 1]) / cuts.lsf) / 0.2
+    resolved = 2 * np.log(shapes.width_of(fits.free.theta) / cuts.lsf) / 0.2
     log[:, NAMES.index("sky")] = gauss + _PER_PARAMETER - 0.5 * np.maximum(resolved, 0) ** 2
     log[:, NAMES.index("cosmic")] = np.where(cuts.lsf_known, -0.5 * fits.spike.chi2 / scale, -np.inf)
     return np.maximum(log - log.max(axis=1, keepdims=True), np.where(np.isfinite(log), _LEAST, -np.inf))

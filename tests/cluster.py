@@ -25,6 +25,7 @@ class Cluster:
     status_url: str
     folder: Path
     processes: list[subprocess.Popen] = field(default_factory=list)
+    commands: list[tuple[str, ...]] = field(default_factory=list)
 
     def alive_workers(self) -> int:
         """How many workers the master counts on; 0 while it does not answer."""
@@ -35,12 +36,19 @@ class Cluster:
             return 0
 
     def start(self, name: str, *arguments: str) -> None:
-        with open(self.folder / f"{name}.log", "wb") as log:
+        with open(self.folder / f"{name}.log", "ab") as log:
             self.processes.append(
                 subprocess.Popen(
                     [spark_program("spark-class"), *arguments], stdout=log, stderr=log, env=bare_environment()
                 )
             )
+        self.commands.append((name, *arguments))
+
+    def restart(self, number: int) -> None:
+        """Another process for the one that ended, and wait until the master counts on as many workers as there were."""
+        self.processes.pop(number).wait(20)
+        self.start(*self.commands.pop(number))
+        _wait_for(self, len(self.processes) - 1)
 
 
 def spark_program(name: str) -> str:

@@ -83,6 +83,16 @@ def test_rows_are_independent_and_padding_is_ignored(hits, found, monkeypatch):
             np.testing.assert_allclose(values, found[name][rows], rtol=2e-3, atol=2e-3, err_msg=name)
 
 
+def test_digits_do_not_depend_on_the_company(hits, found):
+    """A search that is disturbed and resumed measures other batches, and must give the same ledger."""
+    rng = np.random.default_rng(1)
+    for n in (1, 1, 2, 7, 60):
+        rows = rng.permutation(len(hits[0][5]))[:n]
+        args, settings, _ = some(hits, rows)
+        for name, values in measure.measure_hits(*args, **settings).items():
+            np.testing.assert_array_equal(values, found[name][rows], err_msg=f"{name} of {n} hits")
+
+
 def test_what_is_missing_is_null(hits):
     args, settings, _ = some(hits, np.arange(4))
     flux, ivar, and_mask, wdisp, model, loglam0, z_lens, line_wave, vdisp, vdisp_err = args

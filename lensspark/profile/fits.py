@@ -41,22 +41,22 @@ class Models:
         self.edges, self.lsf, self.offset = cuts.edges, cuts.lsf, cuts.offset
 
     def skew(self, theta: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        return shapes.skew_normal(self.edges, theta[:, 0], np.exp(theta[:, 1]), theta[:, 2])
+        return shapes.skew_normal(self.edges, theta[:, 0], shapes.width_of(theta), theta[:, 2])
 
     def gauss(self, theta: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        return shapes.gaussian(self.edges, theta[:, 0], np.exp(theta[:, 1]))
+        return shapes.gaussian(self.edges, theta[:, 0], shapes.width_of(theta))
 
     def oii(self, theta: np.ndarray, rows: np.ndarray) -> np.ndarray:
         separation = np.full(len(theta), shapes.OII_SEPARATION)
-        return shapes.two_gaussians(self.edges, theta[:, 0], np.exp(theta[:, 1]), separation, theta[:, 2])
+        return shapes.two_gaussians(self.edges, theta[:, 0], shapes.width_of(theta), separation, theta[:, 2])
 
     def double(self, theta: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        return shapes.two_gaussians(self.edges, theta[:, 0], np.exp(theta[:, 1]), theta[:, 2], theta[:, 3])
+        return shapes.two_gaussians(self.edges, theta[:, 0], shapes.width_of(theta), theta[:, 2], theta[:, 3])
 
     def on_grid(self, theta: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Skew normals of fixed intrinsic skewness: row i of the data, repeated, is line i // len(GRID)."""
         line, point = np.divmod(rows, len(GRID))
-        width = np.exp(theta[:, 1])
+        width = shapes.width_of(theta)
         seen = shapes.seen_skewness(GRID[point], width, self.lsf[line])
         return shapes.skew_normal(self.edges, theta[:, 0], width, seen)
 
@@ -81,7 +81,7 @@ class Models:
 
     def skewed(self, theta: np.ndarray, rows: np.ndarray) -> np.ndarray:
         theta = self.wide(theta, rows)
-        limit = shapes.seen_skewness(shapes.SKEWNESS_MAX, np.exp(theta[:, 1]), self.lsf[rows])
+        limit = shapes.seen_skewness(shapes.SKEWNESS_MAX, shapes.width_of(theta), self.lsf[rows])
         theta[:, 2] = np.clip(theta[:, 2], -limit, limit)
         return theta
 
@@ -107,7 +107,7 @@ def fit_lines(cuts: Cutouts) -> Fits:
         return fit(shape, data, theta, clip, STEPS[:k], _LONGEST[:k])
 
     gauss = best(models.gauss, models.wide, [cuts.offset, np.log(np.full_like(cuts.lsf, 2.2))])
-    position, width = gauss.theta[:, 0], np.exp(gauss.theta[:, 1])
+    position, width = gauss.theta[:, 0], shapes.width_of(gauss.theta)
     spike = best(models.gauss, models.narrow, [position, np.log(0.5 * cuts.lsf)])
     start = gauss.better(spike).theta
     free = best(models.gauss, models.any_width, [start[:, 0], start[:, 1]]).better(gauss).better(spike)
@@ -137,7 +137,7 @@ def _best_skew(models: Models, data: Data, gauss: Fit, grid: Fit) -> Fit:
     n, size = len(models.lsf), len(GRID)
     point = grid.chi2.reshape(n, size).argmin(axis=1)
     theta = grid.theta.reshape(n, size, 2)[np.arange(n), point]
-    seen = shapes.seen_skewness(GRID[point], np.exp(theta[:, 1]), models.lsf)
+    seen = shapes.seen_skewness(GRID[point], shapes.width_of(theta), models.lsf)
     found = fit(models.skew, data, np.column_stack([theta, seen]), models.skewed, STEPS[:3], _LONGEST[:3])
     symmetric = np.column_stack([gauss.theta, np.zeros(n)])
     return found.better(Fit(symmetric, gauss.amplitude, gauss.chi2))

@@ -20,10 +20,10 @@ def measures(cuts: Cutouts, fits: Fits, noise_correlation: float) -> dict[str, n
     Fluxes 1e-17 erg/s/cm2, widths px as observed, wavelengths Angstrom. chi2 differences are rival - skew normal.
     """
     models, theta = Models(cuts), fits.skew.theta
-    possible = shapes.seen_skewness(shapes.SKEWNESS_MAX, np.exp(theta[:, 1]), cuts.lsf)
+    possible = shapes.seen_skewness(shapes.SKEWNESS_MAX, shapes.width_of(theta), cuts.lsf)
     spread = covariance(models.skew, fits.data, fits.skew, STEPS[:3], noise_correlation, possible)
     excess = bias(models.skew, fits.data, fits.skew, STEPS[:3], spread)
-    width = np.exp(theta[:, 1])
+    width = shapes.width_of(theta)
     peak = shapes.mode(theta[:, 0], width, theta[:, 2])
     wave = cuts.wave(peak)
     out = {
@@ -51,7 +51,7 @@ def _root(variance: np.ndarray) -> np.ndarray:
 def _peak_error(theta: np.ndarray, spread: np.ndarray) -> np.ndarray:
     """Error of the mode, px, from the covariance (n, 3, 3) of mean, ln width and skewness."""
     def peak(values: np.ndarray) -> np.ndarray:
-        return shapes.mode(values[:, 0], np.exp(values[:, 1]), values[:, 2])
+        return shapes.mode(values[:, 0], shapes.width_of(values), values[:, 2])
 
     slope = np.empty_like(theta)
     for k, size in enumerate(STEPS[:3]):
@@ -68,11 +68,12 @@ def _alpha(cuts: Cutouts, fits: Fits, noise_correlation: float) -> dict[str, np.
     The interval is where chi2 rises by less than 1, the prior of the probability is flat in the skewness, and chi2 is
     divided by 1 + 2 x correlation, the factor by which correlated noise scatters a line's smooth parameters more.
     """
-    chi2 = PchipInterpolator(GRID, fits.grid_chi2, axis=1)(_FINE)
+    # In rows: the order in which a transposed array is summed depends on how many lines are fitted together.
+    chi2 = np.ascontiguousarray(PchipInterpolator(GRID, fits.grid_chi2, axis=1)(_FINE))
     chi2 = np.minimum(chi2, np.where(_nearest(fits, cuts), fits.skew.chi2[:, None], np.inf))
     rise = (chi2 - chi2.min(axis=1, keepdims=True)) / (1 + 2 * noise_correlation)
     likelihood = np.exp(-0.5 * rise)
-    positive = likelihood[:, _FINE > 0].sum(axis=1) + 0.5 * likelihood[:, _FINE == 0].sum(axis=1)
+    positive = (likelihood * np.heaviside(_FINE, 0.5)).sum(axis=1)
     within = rise <= 1
     low, high = _FINE[within.argmax(axis=1)], _FINE[len(_FINE) - 1 - within[:, ::-1].argmax(axis=1)]
     low, high = shapes.alpha_of(low), shapes.alpha_of(high)
@@ -84,7 +85,7 @@ def _alpha(cuts: Cutouts, fits: Fits, noise_correlation: float) -> dict[str, np.
 
 def _intrinsic(fits: Fits, cuts: Cutouts) -> np.ndarray:
     """Moment skewness of the line before the LSF; 0 for an unresolved one."""
-    share = shapes.own_share(np.exp(fits.skew.theta[:, 1]), cuts.lsf) ** 1.5
+    share = shapes.own_share(shapes.width_of(fits.skew.theta), cuts.lsf) ** 1.5
     return np.divide(fits.skew.theta[:, 2], share, out=np.zeros_like(share), where=share > 0)
 
 
@@ -96,7 +97,7 @@ def _nearest(fits: Fits, cuts: Cutouts) -> np.ndarray:
 def _spike(cuts: Cutouts, fits: Fits, models: Models, noise_correlation: float) -> dict[str, np.ndarray]:
     """Width over that of the LSF by a Gaussian of any width, and chi2(as wide as the LSF or wider) - chi2(spike)."""
     spread = covariance(models.gauss, fits.data, fits.free, STEPS[:2], noise_correlation)
-    ratio = np.where(cuts.lsf_known, np.exp(fits.free.theta[:, 1]) / cuts.lsf, np.nan)
+    ratio = np.where(cuts.lsf_known, shapes.width_of(fits.free.theta) / cuts.lsf, np.nan)
     return {
         "line_width_over_lsf": ratio,
         "line_width_over_lsf_err": ratio * _root(spread[:, 2, 2]),

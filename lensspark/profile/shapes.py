@@ -52,6 +52,15 @@ def own_share(width: np.ndarray, lsf: np.ndarray) -> np.ndarray:
     return np.clip(1 - np.square(lsf / width), 0, 1)
 
 
+def width_of(theta: np.ndarray) -> np.ndarray:
+    """Rms width, px, of theta (n, k), whose second column is its logarithm.
+
+    The column is copied because numpy takes the exponential of a strided one by another routine, which differs in the
+    last digit, whenever the result happens to lie beside it in memory: a search shall give the same digits twice.
+    """
+    return np.exp(theta[:, 1].copy())
+
+
 def skew_normal(edges: np.ndarray, mean: np.ndarray, width: np.ndarray, skewness: np.ndarray) -> np.ndarray:
     """Share of a line's flux between neighbouring `edges` (..., n + 1), px; the rest (...,). Returns (..., n)."""
     unit_mean = _mean_of(skewness)
