@@ -31,7 +31,7 @@ def work(args, config):
 
     run = recut.plan(args.run, args.out, args.config_files, args.settings, args.grades)
     code = recut.recut(spark_session("lensspark vet", args.master), run, args.run)
-    print(f"report: {run.path('report/index.html')}")
+    print(f"report: {run.product('report/index.html')}")
     return code
 
 

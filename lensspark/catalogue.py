@@ -257,7 +257,7 @@ def run_card(funnel: dict[str, Any], configuration: dict[str, Any], model_sha256
         "configuration": configuration,
         **facts,
     }
-    return _without_credentials(card)
+    return without_credentials(card)
 
 
 def write_run_card(run: str, card: dict[str, Any]) -> None:
@@ -279,9 +279,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _without_credentials(value: Any) -> Any:
+def without_credentials(value: Any) -> Any:
+    """`value` without the user names and passwords in the URLs of its texts."""
     if isinstance(value, dict):
-        return {key: _without_credentials(item) for key, item in value.items()}
+        return {key: without_credentials(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_credentials(item) for item in value]
+        return [without_credentials(item) for item in value]
     return re.sub(r"(\w://)[^/@\s]*@", r"\1", value) if isinstance(value, str) else value

@@ -60,6 +60,8 @@ class Read:
     window: tuple[float, ...] = field(**between(2500, 12000), length=2)
     max_rows_per_batch: int = field(**between(1, 10_000))
     target_partition_mb: int = field(**between(1, 100_000))
+    block_mb: int = field(**between(1, 10_000_000))
+    fingerprint: str = field(**one_of("time", "content"))
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,7 @@ class Vetting:
 @dataclass(frozen=True)
 class Limits:
     max_quarantine_fraction: float = field(**between(0, 1))
+    keep_former: int = field(**between(0, 1000))
 
 
 @dataclass(frozen=True)

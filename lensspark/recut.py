@@ -6,11 +6,11 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lensspark import catalogue, config, grades, identity, pipeline, schema
+from lensspark import catalogue, config, grades, identity, manifest, pipeline, schema
 from lensspark.catalogue import join
 from lensspark.config import Config
 from lensspark.model import Model
-from lensspark.pipeline import Run, spark_path
+from lensspark.run import Run, claim, finished_card, spark_path
 from lensspark.vetting import CUTS, evidence
 from lensspark.vetting.known import read_known
 
@@ -34,9 +34,9 @@ def plan(parent: str, out: str, files: list[str], settings: list[str], graded: s
     """The re-cut of the finished run in `parent`, its configuration overlaid by `files` and `settings`.
 
     Raises ValueError if there is no such run, if a setting needs a new search, if a table cannot be read, or if `out`
-    cannot be written or holds another run.
+    cannot be written, is in use, or holds another run.
     """
-    card = pipeline.finished_card(parent)
+    card = finished_card(parent)
     before = config.from_dict(card["configuration"])
     wanted = config.over(before, files, settings)
     _check_free(before, wanted)
@@ -50,7 +50,7 @@ def plan(parent: str, out: str, files: list[str], settings: list[str], graded: s
         facts |= {"grades": graded, "grades_sha256": catalogue.digest(people.astype(str).to_numpy().tolist())}
     run = Run(card["spectra"], out, _model(card), wanted, card["input_manifest_sha256"], card["model_sha256"],
               read_known(wanted.vetting.known_lenses), people, card["run_id"], facts)
-    pipeline.claim(run)
+    claim(run)
     return run
 
 
@@ -68,7 +68,7 @@ def _model(card: dict[str, Any]) -> Model | None:
     """The run's model, for the report's plots; None where it or the survey is not at hand any more."""
     try:
         model = Model.named(card["model"])
-        found = pipeline.manifest(card["spectra"], card["configuration"]["read"]["layout"])
+        found = manifest.of_survey(card["spectra"], config.from_dict(card["configuration"]).read).sha256
     except (ValueError, OSError) as error:
         log.info("the report will have no plots: %s", error)
         return None
@@ -83,15 +83,17 @@ def recut(spark: SparkSession, run: Run, parent: str) -> int:
     from lensspark import source
 
     source.register(spark)
-    with run.stage(spark, "vet"):
-        read = partial(_read, spark, parent)
-        pipeline.write_quarantine(read(schema.QUARANTINE, "quarantine"), run)
-        rows = read(schema.LEDGER, "ledger").drop("veto", "run_id", "model_sha256", *evidence.COLUMNS)
-        if run.grades is not None:
-            rows = graded(rows, run.grades)
-        rows = identified(rows, run.config.vetting.min_p_identity).drop("is_hit")
-        funnel = pipeline.write_verdicts(spark, rows, run, by_plate=True)
-    return pipeline.publish(spark, run, funnel)
+    with run.working(spark):
+        with run.stage("vet") as facts:
+            read = partial(_read, spark, parent)
+            pipeline.write_quarantine(read(schema.QUARANTINE, "quarantine"), run)
+            rows = read(schema.LEDGER, "ledger").drop("veto", "run_id", "model_sha256", *evidence.COLUMNS)
+            if run.grades is not None:
+                rows = graded(rows, run.grades)
+            rows = identified(rows, run.config.vetting.min_p_identity).drop("is_hit")
+            funnel = pipeline.write_verdicts(spark, rows, run, by_plate=True)
+            facts |= funnel["counts"]
+        return pipeline.publish(spark, run, funnel)
 
 
 def _read(spark: SparkSession, parent: str, table: schema.Table, name: str) -> DataFrame:

@@ -252,6 +252,23 @@ OVERDENSITY = Table("overdensity", (
     Column("flagged", "boolean", "over the limit of its cut"),
 ))
 
+# The input of a run, a row per spectrum's file or pair of files, then what else it took (manifest.py). A file is the
+# same if its size is, and its version where the store gives one, else its time.
+MANIFEST = Table("manifest", (
+    Column("path", "string", "file, below the survey's root where it lies there", ucd="meta.id;meta.file"),
+    Column("kind", "string", "plate, lite, spec, full, fault; catalogue, exposures or lenses, which are not searched"),
+    KEY[0], KEY[1], KEY[2],
+    Column("run2d", "string", "version of the 2-D reduction, as the folders say"),
+    Column("size", "long", "size of the file", "byte"),
+    Column("mtime_ns", "long", "time of its last change, Unix epoch", "ns"),
+    Column("version", "string", "ETag of an object store, or sha256:... of the content where that was asked for"),
+    Column("zbest", "string", "the plate's spZbest"),
+    Column("zbest_size", "long", "its size", "byte"),
+    Column("zbest_mtime_ns", "long", "time of its last change", "ns"),
+    Column("zbest_version", "string", "its version"),
+    Column("known", "string", "digest of what catalogues say of the plate; reason of a fault"),
+))
+
 # What the pass over the pixels leaves behind: the ledger before vetting, with the quarantine's rows still in it.
 SCORED = Table("scored", KEY + CATALOGUE + SELECTION + LINE + NULLS + PROVENANCE + FAULT)
 

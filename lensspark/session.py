@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_QUARANTINE = 0, 1, 2, 3
+EXIT_TERMINATED = 128 + signal.SIGTERM
+ERASE = "\r\x1b[K"  # takes back what stands in a terminal's line
 JAVA_VERSIONS = range(17, 24)  # Spark 4.0 needs 17; its Hadoop calls Subject.getSubject, which Java 24 no longer has
 
 
@@ -229,6 +232,7 @@ def run_job(
     """
     args = parser.parse_args(argv)
     _log_to_stderr(args.verbose)
+    _end_on_sigterm()
     try:
         return work(args, load(args.config_files, args.settings)) or EXIT_DONE
     except KeyboardInterrupt:
@@ -247,10 +251,17 @@ def run_job(
 
 
 def _log_to_stderr(verbose: bool) -> None:
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    over = ERASE if sys.stderr.isatty() else ""  # a progress bar may stand in the line
+    logging.basicConfig(stream=sys.stderr, format=f"{over}%(asctime)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z")
     logging.getLogger("lensspark").setLevel(logging.DEBUG if verbose else logging.INFO)
     if verbose:
         os.environ["LENSSPARK_SPARK_LOG"] = "warn"  # read by conf/log4j2.properties when the JVM starts
+
+
+def _end_on_sigterm() -> None:
+    """A scheduler's SIGTERM ends the job as an exception would: locks are given back, Spark is told."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
 
 
 def _is_callers_fault(error: Exception) -> bool:

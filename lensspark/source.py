@@ -10,6 +10,7 @@
 | columns | flux,ivar,and_mask | pixel planes, of schema.PIXELS |
 | plates | all | comma list of plate numbers |
 | keys | all | comma list of plate-mjd-fiberid[-run2d]: only these spectra |
+| units | | path of a list of files (`units_to_json`): nothing is listed or joined; layout, plates, keys say nothing |
 | absent | error | or skip: what to do about plates and keys that have no file |
 | target_partition_mb | 512 | bytes of input per partition; small inputs give each core of the driver one |
 | max_rows_per_batch | 512 | rows per Arrow batch |
@@ -21,11 +22,12 @@ environment of driver and executors (`spark.executorEnv.NAME`).
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,6 +59,7 @@ class Options:
     plates: frozenset[int] | None = None
     keys: frozenset[Key] | None = None
     absent: str = "error"
+    units: str = ""
     target_partition_mb: int = 512
     max_rows_per_batch: int = 512
 
@@ -134,6 +137,7 @@ def _count(name: str, text: str) -> int:
 
 _PARSERS: dict[str, Any] = {
     "layout": _layout, "window": _window, "columns": _columns, "plates": _plates, "keys": _keys, "absent": _absent,
+    "units": lambda name, text: text,
     "target_partition_mb": _count, "max_rows_per_batch": _count,
 }
 
@@ -172,12 +176,29 @@ class BossReader(DataSourceReader):
 
     def partitions(self) -> list[Files]:
         o = self.options
-        survey = survey_files(o.root, o.layout, o.plates, o.keys, o.absent == "skip")
-        units = join_catalogues(survey.units, survey.catalogues)
+        if o.units:
+            units = _units_from_json(o.units)
+        else:
+            survey = survey_files(o.root, o.layout, o.plates, o.keys, o.absent == "skip")
+            units = join_catalogues(survey.units, survey.catalogues)
         return [Files(block) for block in blocks(units, o.target_partition_mb * 1_000_000, os.cpu_count() or 1)]
 
     def read(self, partition: Files) -> Iterator[pa.RecordBatch]:
         return batches(partition.units, self.options)
+
+
+def units_to_json(units: tuple[Unit, ...]) -> bytes:
+    """What the file of option `units` holds."""
+    return json.dumps([asdict(unit) for unit in units]).encode()
+
+
+def _units_from_json(path: str) -> tuple[Unit, ...]:
+    import fsspec
+
+    with fsspec.open(path) as file:
+        rows = json.load(file)
+    return tuple(Unit(**{name: tuple(map(tuple, value)) if isinstance(value, list) else value
+                         for name, value in row.items()}) for row in rows)
 
 
 def blocks(units: tuple[Unit, ...], target_bytes: int, at_least: int) -> list[tuple[Unit, ...]]:

@@ -16,8 +16,9 @@ LAYERS = {
              "locate", "matched_filter", "measure", "metrics", "mock", "model", "population", "profile", "spectrum",
              "svg", "weighted_pca"},
     "network": {"network", "engine", "feed", "figures", "training"},
-    "spark": {"catalogue", "compare", "detectors", "evaluation", "inference", "injection", "pipeline", "recut",
-              "report", "selection", "session", "simulate", "source", "training_set", "vetting"},
+    "spark": {"blocks", "catalogue", "compare", "detectors", "evaluation", "inference", "injection", "lock", "manifest",
+              "pipeline", "progress", "recut", "report", "run", "selection", "session", "simulate", "source",
+              "training_set", "vetting"},
     "jobs": {"cli"},
 }
 LEVEL = {module: level for level, modules in enumerate(LAYERS.values()) for module in modules}

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from small_model import make_model
 
-from lensspark import catalogue, config, inference, pipeline, schema
+from lensspark import catalogue, config, inference, manifest, pipeline, schema
 from lensspark.boss import survey_files
 from lensspark.config import resource
 from lensspark.eigen import Basis
@@ -90,8 +90,8 @@ def test_the_run_card_adds_up(finished, survey):
 def test_nothing_of_the_work_is_left_behind(finished):
     out, _, _ = finished
     assert sorted(path.name for path in out.iterdir()) == [
-        "candidates", "candidates.ecsv", "candidates.fits", "candidates.vot", "ledger", "overdensity", "quarantine",
-        "report", "run.json"]
+        "candidates", "candidates.ecsv", "candidates.fits", "candidates.vot", "ledger", "manifest.parquet",
+        "overdensity", "quarantine", "report", "run.json"]
 
 
 def test_scores_are_those_of_the_pure_functions(finished, survey):
@@ -249,13 +249,15 @@ def test_the_real_files(spark, shared_data, settings, tmp_path):
 
 def test_a_moved_survey_is_the_same_survey(survey, tmp_path, monkeypatch):
     shutil.copytree(survey, tmp_path / "moved")
-    known = pipeline.manifest(str(survey), "auto")
-    assert pipeline.manifest(str(tmp_path / "moved"), "auto") == known
+    read = config.load().read
+    known = manifest.of_survey(str(survey), read).sha256
+    assert manifest.of_survey(str(tmp_path / "moved"), read).sha256 == known
     monkeypatch.chdir(tmp_path)
-    assert pipeline.manifest("moved/", "auto") == known
+    assert manifest.of_survey("moved/", read).sha256 == known
+    assert manifest.of_survey("moved/v5_7_0", read).sha256 == known
     next((tmp_path / "moved").rglob("spec-4000*.fits")).unlink()
     next((tmp_path / "moved").rglob("spPlate-4001*.fits")).unlink()
-    assert pipeline.manifest("moved", "auto") != known
+    assert manifest.of_survey("moved", read).sha256 != known
 
 
 def refused(*arguments):
@@ -298,7 +300,7 @@ def test_an_output_that_cannot_be_used_is_refused(one_spectrum, settings, tmp_pa
 
 def test_another_run_is_never_overwritten(survey, settings, finished):
     out, _, _ = finished
-    with pytest.raises(ValueError, match="holds a run with another run_id"):
+    with pytest.raises(ValueError, match=r"another score.threshold \(0.5, this one's is 0.9\)"):
         pipeline.plan(str(survey), str(out), config.load([], [*settings, "score.threshold=0.9"]))
     other = ("score.engine='openvino'", "score.threshold=0.5")
     with pytest.raises(ValueError, match="holds a run with another model_sha256"):

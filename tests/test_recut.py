@@ -117,7 +117,7 @@ def test_a_run_that_is_none_and_grades_that_are_none(parent, tmp_path):
         recut.plan(str(tmp_path / "nothing"), str(tmp_path / "run"), [], [])
     with pytest.raises(ValueError, match="--grades .*nowhere"):
         recut.plan(str(parent), str(tmp_path / "run"), [], [], str(tmp_path / "nowhere.csv"))
-    with pytest.raises(ValueError, match="holds a run with another run_id|holds no run"):
+    with pytest.raises(ValueError, match="holds a run with another parent_run_id"):
         recut.plan(str(parent), str(parent), [], ["vetting.min_line_snr=7"])
 
 

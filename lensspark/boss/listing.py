@@ -79,10 +79,12 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Survey:
-    """What a root holds: units to read, in the order of plates, and the paths of catalogues."""
+    """What a root holds: units to read, in the order of plates, and the paths of catalogues and of spec files that are
+    not read but may hold single exposures."""
 
     units: tuple[Unit, ...]
     catalogues: tuple[str, ...]
+    exposures: tuple[str, ...] = ()
 
 
 def survey_files(
@@ -115,8 +117,12 @@ def survey_files(
             raise ValueError(f"{root}: no spectra of plates {missing[:10]} (layout {layout!r})")
     if keys is not None:
         units = _only(units, keys, skip_absent)
-    catalogues = sorted(e.path for e in entries if not e.is_dir and CATALOGUE.fullmatch(_name(e.path)))
-    return Survey(tuple(sorted(units, key=lambda u: (u.plate or 0, u.mjd or 0, u.path))), tuple(catalogues))
+    files, searched = [entry.path for entry in entries if not entry.is_dir], {unit.path for unit in units}
+    catalogues = sorted(path for path in files if CATALOGUE.fullmatch(_name(path)))
+    others = (path for path in files if SPEC.fullmatch(_name(path)) and "/lite/" not in path)
+    exposures = sorted(path for path in others if path not in searched)
+    order = sorted(units, key=lambda u: (u.plate or 0, u.mjd or 0, u.path))
+    return Survey(tuple(order), tuple(catalogues), tuple(exposures))
 
 
 def _name(path: str) -> str:
@@ -145,13 +151,24 @@ def _enter(name: str, plates: set[int] | None) -> bool:
     return plates is None or not FOLDER_PLATE.fullmatch(name) or int(name) in plates
 
 
+def absolute(root: str) -> str:
+    """`root` as the paths of its units begin: an absolute local path, since executors have a working directory of their
+    own, or a URL."""
+    if "://" not in root:
+        mount = next((mount + root[len(name):] for name, mount in MOUNTS if root.startswith(name)), root)
+        return os.path.abspath(mount)
+    import fsspec
+
+    fs, top = fsspec.core.url_to_fs(root)
+    return fs.unstrip_protocol(top).rstrip("/")
+
+
 def _lister(root: str):
     """A function that lists one folder, and the root as it wants it. Raises ValueError if root is no folder."""
     if "://" not in root:
-        mount = next((mount + root[len(name):] for name, mount in MOUNTS if root.startswith(name)), root)
-        if not os.path.isdir(mount):
+        if not os.path.isdir(absolute(root)):
             raise ValueError(f"{root}: expected an existing folder of spectra")
-        return _list_local, [os.path.abspath(mount)]  # executors have a working directory of their own
+        return _list_local, [absolute(root)]
     import fsspec
 
     fs, top = fsspec.core.url_to_fs(root)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from pyspark.sql import DataFrame, SparkSession
 
-    from lensspark.pipeline import Run
+    from lensspark.run import Run
 
 __all__ = ["make", "render", "write_report"]
 

@@ -25,7 +25,7 @@ from lensspark.report.spectra import KEY, Pixels
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-    from lensspark.pipeline import Run
+    from lensspark.run import Run
 
 log = logging.getLogger(__name__)
 

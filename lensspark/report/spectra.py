@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
     from lensspark.config import Config
-    from lensspark.pipeline import Run
+    from lensspark.run import Run
 
 Key = tuple[int, int, int, str]
 PLANES = ("flux", "ivar", "and_mask", "wdisp", "model")

@@ -1,0 +1,165 @@
+"""Scoring in blocks of files, one Spark job each: a block's rows are complete or absent, so that a killed run resumes.
+
+    _staging/_blocks/ID.units.json   the files of a block, for the data source
+    _staging/_blocks/ID.json         the mark of a finished block: its files as they were, its number of spectra
+    _staging/_scored/ID/             its rows, schema.SCORED
+
+Two blocks are in work at a time, so that no core waits for the last task of the first one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lensspark import catalogue, inference, manifest, schema, source
+from lensspark.boss import Unit, absolute
+from lensspark.run import Run
+from lensspark.selection import select
+from lensspark.session import is_remote
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+log = logging.getLogger(__name__)
+
+SCORED, BLOCKS = "_scored", "_blocks"
+IN_WORK = 2
+PARTITIONS_PER_CORE = 2  # of one block, at least
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some units; `stamps` name their files as they are now; `plates`: how many plates end within it."""
+
+    units: tuple[Unit, ...]
+    stamps: tuple[str, ...]
+    plates: int
+
+    @property
+    def name(self) -> str:
+        return catalogue.digest(self.stamps)[:16]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(unit.nbytes for unit in self.units)
+
+
+def score(spark: SparkSession, run: Run, units: Iterable[Unit]) -> tuple[DataFrame, dict[str, Any]]:
+    """schema.SCORED of `units`, of which finished blocks of a killed run are taken up; and what there is to tell."""
+    named = manifest.stamps_of(run.manifest)
+    stamps = {unit: named[manifest.key_of(run.manifest, unit)] for unit in units}
+    found = finished(run, set(stamps.values()))
+    taken = {stamp for record in found.values() for stamp in record["stamps"]}
+    todo = cut([unit for unit, stamp in stamps.items() if stamp not in taken], stamps, block_bytes(spark, run))
+    plates = len({(unit.plate, unit.mjd) for unit in stamps})
+    if run.progress:
+        nbytes = sum(unit.nbytes for unit in stamps)
+        run.progress.blocks(plates, nbytes, max((block.nbytes for block in todo), default=0))
+        for record in found.values():
+            run.progress.block(record["plates"], record["nbytes"], record["spectra"], found=True)
+    records = found | _write(spark, run, todo)
+    facts = {"plates": plates, "files": len(stamps), "spectra": sum(r["spectra"] for r in records.values()),
+             "blocks": len(records)} | ({"blocks_resumed": len(found)} if found else {})
+    return read(spark, run, sorted(records)), facts
+
+
+def finished(run: Run, stamps: set[str]) -> dict[str, dict[str, Any]]:
+    """Name -> record of the blocks of an earlier, killed run whose files are all among `stamps`; others are removed."""
+    import fsspec
+
+    fs, place = fsspec.core.url_to_fs(run.path(BLOCKS))
+    names = [path.rpartition("/")[2] for path in fs.ls(place, detail=False)] if fs.exists(place) else []
+    found, seen = {}, set()
+    for name in sorted(name.removesuffix(".json") for name in names if not name.endswith(".units.json")):
+        record = json.loads(fs.cat_file(f"{place}/{name}.json"))
+        if set(record["stamps"]) <= stamps - seen:
+            found[name] = record
+            seen |= set(record["stamps"])
+        else:
+            fs.rm_file(f"{place}/{name}.json")
+    return found
+
+
+def block_bytes(spark: SparkSession, run: Run) -> int:
+    """read.block_mb, or more where that would leave cores without work."""
+    megabytes = run.config.read.block_mb
+    if not is_remote(spark):
+        partitions = PARTITIONS_PER_CORE * spark.sparkContext.defaultParallelism
+        megabytes = max(megabytes, partitions * run.config.read.target_partition_mb)
+    return megabytes * 1_000_000
+
+
+def cut(units: list[Unit], stamps: dict[Unit, str], nbytes: int) -> list[Block]:
+    """`units` in order, cut where `nbytes` are reached: what a block is does not depend on those after it, so that
+    the blocks that a killed run left to do are those that it would have done."""
+    last = {(unit.plate, unit.mjd): unit for unit in units}
+    blocks, rows, size = [], [], 0
+    for i, unit in enumerate(units):
+        rows.append(unit)
+        size += unit.nbytes
+        if size >= nbytes or i == len(units) - 1:
+            plates = sum(last[unit.plate, unit.mjd] is unit for unit in rows)
+            blocks.append(Block(tuple(rows), tuple(stamps[unit] for unit in rows), plates))
+            rows, size = [], 0
+    return blocks
+
+
+def _write(spark: SparkSession, run: Run, blocks: list[Block]) -> dict[str, dict[str, Any]]:
+    """Scores `blocks`; if one fails, those in work are stopped and its error is raised."""
+    tag = f"lensspark-{run.run_id}"
+
+    def work(block: Block) -> dict[str, Any]:
+        spark.addTag(tag)
+        return write_block(spark, run, block)
+
+    pool = ThreadPoolExecutor(IN_WORK, thread_name_prefix="block")
+    try:
+        futures = [pool.submit(work, block) for block in blocks]
+        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in done:
+            if future.exception():
+                raise future.exception()
+        return {block.name: future.result() for block, future in zip(blocks, futures, strict=True)}
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        spark.interruptTag(tag)
+        raise
+    finally:
+        pool.shutdown()
+
+
+def write_block(spark: SparkSession, run: Run, block: Block) -> dict[str, Any]:
+    """Scores one block and marks it as finished; its record."""
+    if run.lock:
+        run.lock.check()
+    path = run.path(f"{BLOCKS}/{block.name}.units.json")
+    catalogue.write_file(path, source.units_to_json(block.units))
+    rows = inference.score(read_selected(spark, run, path), run.model, run.config)
+    rows.write.mode("overwrite").parquet(run.table(f"{SCORED}/{block.name}"))
+    record = {"stamps": block.stamps, "plates": block.plates, "nbytes": block.nbytes,
+              "spectra": read(spark, run, [block.name]).count()}
+    catalogue.write_file(run.path(f"{BLOCKS}/{block.name}.json"), json.dumps(record).encode())
+    if run.progress:
+        run.progress.block(block.plates, block.nbytes, record["spectra"])
+    return record
+
+
+def read(spark: SparkSession, run: Run, names: list[str]) -> DataFrame:
+    """The rows of the blocks `names`."""
+    if not names:
+        return spark.createDataFrame([], schema.SCORED.struct_type())
+    return spark.read.schema(schema.SCORED.struct_type()).parquet(*(run.table(f"{SCORED}/{name}") for name in names))
+
+
+def read_selected(spark: SparkSession, run: Run, units: str = "") -> DataFrame:
+    """Every spectrum of the survey, or of the files in the list `units`, in the search's pixels, with the selection's
+    columns; faults as rows."""
+    settings, (low, high) = run.config.read, inference.read_window(run.model, run.config)
+    options = {"layout": settings.layout, "window": f"{low!r},{high!r}", "units": units and absolute(units),
+               "target_partition_mb": settings.target_partition_mb, "max_rows_per_batch": settings.max_rows_per_batch}
+    return select(spark.read.format("boss").options(**options).load(run.spectra), run.config.selection)
