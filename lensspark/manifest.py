@@ -127,6 +127,12 @@ def changes(old: Manifest, new: Manifest) -> Changes:
                    bool(differ - units))
 
 
+def altered(listed: Manifest, spectra: str, read: config.Read) -> list[str]:
+    """The files of spectra that are gone or another since they were `listed`; new ones do not matter."""
+    found = changes(dataclasses.replace(listed, complete=False), of_survey(spectra, read))
+    return sorted(path for path, _ in found.changed | found.removed)
+
+
 def of_survey(spectra: str, read: config.Read, lenses: Iterable[str] = ()) -> Manifest:
     """The manifest of the survey in the folder or URL `spectra`, not joined, and of the tables `lenses`.
 

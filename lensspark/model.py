@@ -76,8 +76,10 @@ class Model:
 
     def verified(self) -> Model:
         """Itself, if the bytes agree with the card's hashes; else raises ValueError."""
+        hashes = self.card.get("sha256") if isinstance(self.card, dict) else None
         for name in FILES:
-            found, expected = hashlib.sha256(self.files[name]).hexdigest(), self.card["sha256"].get(name)
+            found = hashlib.sha256(self.files[name]).hexdigest()
+            expected = hashes.get(name) if isinstance(hashes, dict) else None
             if found != expected:
                 raise ValueError(f"model: {name} has sha256 {found}, its card says {expected}")
         return self

@@ -19,6 +19,7 @@ from lensspark.simulate import Plan, write_plate
 
 ROOT = Path(__file__).resolve().parents[2]
 SABOTEUR = ROOT / "tests/chaos/saboteur"
+UNFINISHED = ("run.lock", "progress.json")
 KEY = [column.name for column in schema.KEY]
 # What the tests need of Spark: small executors, that hear of sabotage and find this checkout.
 SPARK = {"spark.executor.memory": "512m", "spark.driver.memory": "768m",
@@ -108,9 +109,8 @@ def ledger_hash(out: Path) -> str:
 
 
 def content(folder: Path) -> dict[str, str]:
-    """sha256 of every product in a run's folder; what an unfinished run keeps there (`_*`, `.*`, run.started.json) is
-    none."""
+    """sha256 of every product in a run's folder, without what an unfinished run keeps there."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     names = {path.relative_to(folder): path for path in paths}
     return {str(name): hashlib.sha256(path.read_bytes()).hexdigest() for name, path in names.items()
-            if not any(part.startswith((".", "_")) for part in name.parts) and str(name) != "run.started.json"}
+            if not any(part.startswith((".", "_")) for part in name.parts) and str(name) not in UNFINISHED}

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,6 @@ import pandas as pd
 import pytest
 from searches import KEY, Search, content, ledger_hash, parents, pid_in, rows_of, until
 
-AGAIN = ()  # what makes a finished run be made again
 LIMITED = {"spark.executor.pyspark.memory": "3g"}  # of a Python worker
 EAGER = {"spark.speculation": "true", "spark.speculation.interval": "200ms", "spark.speculation.multiplier": "1.1",
          "spark.speculation.quantile": "0.5", "spark.speculation.minTaskRuntime": "1s"}
@@ -85,7 +85,7 @@ def test_a_task_out_of_memory_is_tried_again(survey, model, cluster, undisturbed
 def test_a_task_always_out_of_memory_ends_the_search(survey, model, cluster, undisturbed, mark, tmp_path):
     """And leaves the former result of the same run as it was."""
     out = Path(shutil.copytree(undisturbed, tmp_path / "run"))
-    search = Search(survey, out, model, *AGAIN, master=cluster.url, spark=LIMITED,
+    search = Search(survey, out, model, master=cluster.url, spark=LIMITED,
                     sabotage=f"always-memory:spPlate-4001:{mark}")
     assert search.wait() == 1, search.said
     assert "predict.py: failed: MemoryError" in search.said and "Traceback" not in search.said
@@ -107,24 +107,44 @@ def test_a_full_disk_ends_the_search_and_leaves_the_former_result(survey, model,
     out = Path(shutil.copytree(undisturbed, small_disk(100_000) / "run"))
     used = shutil.disk_usage(out).used // 1024
     small_disk(used + 150)
-    search = Search(survey, out, model, *AGAIN, master=cluster.url)
+    search = Search(survey, out, model, master=cluster.url)
     assert search.wait() == 1, search.said
     assert "No space left on device" in search.said and "Traceback" not in search.said
     assert content(out) == content(undisturbed)
     small_disk(100_000)
-    search = Search(survey, out, model, *AGAIN, master=cluster.url)
+    search = Search(survey, out, model, master=cluster.url)
     assert search.wait() == 0, search.said
     assert ledger_hash(out) == ledger_hash(undisturbed)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("how", "reason"), [("unlink", "No such file or directory"), ("cut", "truncated")])
-def test_a_plate_that_goes_after_the_listing_is_one_row(own_survey, model, cluster, undisturbed, mark, tmp_path, how,
-                                                        reason):
-    search = Search(str(own_survey), tmp_path / "run", model, master=cluster.url,
-                    sabotage=f"{how}:spPlate-4001:{mark}")
+def test_a_killed_search_resumes(survey, model, cluster, undisturbed, tmp_path):
+    """SIGKILL of the driver while it writes the ledger."""
+    search = Search(survey, tmp_path / "run", model, master=cluster.url)
+    until((search.out / "_staging/ledger").exists, search)
+    search.kill()
+    assert not (search.out / "run.json").exists() and not (search.out / "ledger").exists()
+    search = Search(survey, search.out, model, "--resume", master=cluster.url)
     assert search.wait() == 0, search.said
-    fault, = pd.read_parquet(search.out / "quarantine").to_dict("records")
-    assert fault["plate"] == 4001 and reason in fault["reason"]
+    assert "blocks_resumed=4" in search.said
+    assert ledger_hash(search.out) == ledger_hash(undisturbed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["unlink", "cut"])
+def test_a_plate_that_goes_or_changes_after_the_listing_ends_the_search(own_survey, model, cluster, undisturbed, mark,
+                                                                        tmp_path, how):
+    """And --resume searches what is there now."""
+    out = Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    os.utime(next(own_survey.rglob("spPlate-4001*")))  # changed since, so that it is read
+    search = Search(str(own_survey), out, model, "--incremental", master=cluster.url,
+                    sabotage=f"{how}:spPlate-4001:{mark}")
+    assert search.wait() == 1, search.said
+    assert re.search("failed: RuntimeError: 1 files of .* changed or went while they were searched", search.said)
+    assert content(out) == content(undisturbed)
+    search = Search(str(own_survey), out, model, "--incremental", "--resume", master=cluster.url)
+    assert search.wait() == 0, search.said
+    faults = pd.read_parquet(out / "quarantine").to_dict("records")
+    assert [(fault["plate"], "truncated" in fault["reason"]) for fault in faults] == [(4001, True)] * (how == "cut")
     expected = rows_of(undisturbed)
-    assert rows_of(search.out)[KEY].equals(expected.loc[expected["plate"] != 4001, KEY].reset_index(drop=True))
+    assert rows_of(out)[KEY].equals(expected.loc[expected["plate"] != 4001, KEY].reset_index(drop=True))
