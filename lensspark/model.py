@@ -125,4 +125,8 @@ class Model:
     @cached_property
     def weights(self) -> dict[str, np.ndarray]:
         with np.load(io.BytesIO(self.files["weights.npz"]), allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in file.files}
+        for name, array in arrays.items():
+            if not (isinstance(array, np.ndarray) and array.dtype.kind == "f"):
+                raise ValueError(f"model: weights.npz: {name!r} is no array of floats")
+        return arrays

@@ -65,7 +65,8 @@ def test_errors_and_tracebacks_of_a_job_hide_them(environment, verbose, capsys, 
 
 
 def test_log_lines_hide_them(environment):
-    record = logging.LogRecord("lensspark", logging.INFO, "", 0, "reading %s", (f"s3://a:b@c {SECRET}SOME_TOKEN",), None)
+    said = (f"s3://a:b@c {SECRET}SOME_TOKEN",)
+    record = logging.LogRecord("lensspark", logging.INFO, "", 0, "reading %s", said, None)
     assert redaction.Formatter("%(message)s").format(record) == "reading s3://c ***"
     try:
         raise OSError(SECRET + "SOME_TOKEN")
