@@ -21,12 +21,14 @@ ROOT = Path(__file__).resolve().parents[2]
 SABOTEUR = ROOT / "tests/chaos/saboteur"
 UNFINISHED = ("run.lock", "progress.json")
 KEY = [column.name for column in schema.KEY]
+QUICK_START = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # of a JVM that lives for a minute
 # What the tests need of Spark: small executors, that hear of sabotage and find this checkout.
-SPARK = {"spark.executor.memory": "512m", "spark.driver.memory": "768m",
+SPARK = {"spark.executor.extraJavaOptions": QUICK_START,
+         "spark.executor.memory": "512m", "spark.driver.memory": "768m",
          "spark.executorEnv.PYTHONPATH": f"{SABOTEUR}{os.pathsep}{ROOT}"}
 
 
-def write_survey(folder: Path, basis: Any, plates: int = 4, fibres: int = 40, layout: str = "spplate") -> str:
+def write_survey(folder: Path, basis: Any, plates: int = 3, fibres: int = 25, layout: str = "spplate") -> str:
     """A mock survey with many lines, made without Spark; its root."""
     mock = config.load([], ["mock.lya=0.3", "mock.line_snr=[8, 20]"]).mock
     plan = Plan(4000, plates, fibres, 7, layout, 0)
@@ -36,18 +38,20 @@ def write_survey(folder: Path, basis: Any, plates: int = 4, fibres: int = 40, la
 
 
 class Search:
-    """A search that runs; `spark` are settings of Spark, `sabotage` is the saboteur's how:text:mark."""
+    """A search that runs; `spark` are settings of Spark, `sabotage` is the saboteur's how:text:mark, `more` is for its
+    environment."""
 
     def __init__(self, survey: str, out: Path, model: Path, *arguments: str, master: str = "local[2,4]",
-                 spark: dict[str, str] | None = None, sabotage: str = ""):
+                 spark: dict[str, str] | None = None, sabotage: str = "", **more: str):
         self.out = out
         chosen = SPARK | {"spark.executorEnv.LENSSPARK_SABOTAGE": sabotage} | (spark or {})
         settings = [f"score.model='{model}'", "score.threshold=0.97", "score.engine='openvino'",
                     "read.target_partition_mb=1"]
         command = [sys.executable, str(ROOT / "jobs/predict.py"), "--spectra", survey, "--out", str(out),
                    "--master", master, *(word for text in settings for word in ("--set", text)), *arguments]
-        environment = os.environ | {
-            "SPARK_LOCAL_IP": "127.0.0.1", "PYTHONPATH": SPARK["spark.executorEnv.PYTHONPATH"],
+        environment = os.environ | more | {
+            "SPARK_LOCAL_IP": "127.0.0.1", "JAVA_TOOL_OPTIONS": QUICK_START,
+            "PYTHONPATH": SPARK["spark.executorEnv.PYTHONPATH"],
             "PYSPARK_SUBMIT_ARGS": " ".join(f"--conf '{key}={value}'" for key, value in chosen.items())
                                    + " pyspark-shell",
         }
