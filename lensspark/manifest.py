@@ -130,7 +130,7 @@ def changes(old: Manifest, new: Manifest) -> Changes:
 def altered(listed: Manifest, spectra: str, read: config.Read) -> list[str]:
     """The files of spectra that are gone or another since they were `listed`; new ones do not matter."""
     found = changes(dataclasses.replace(listed, complete=False), of_survey(spectra, read))
-    return sorted(path for path, _ in found.changed | found.removed)
+    return sorted(path for path, kind in found.changed | found.removed if kind != "fault")
 
 
 def of_survey(spectra: str, read: config.Read, lenses: Iterable[str] = ()) -> Manifest:
