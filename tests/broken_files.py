@@ -79,6 +79,11 @@ def named_pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
+def link_to_itself(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
+
+
 def flip_under_checksum(hdu: int, header: bool = False, at: int = 101):
     def damage(path):
         with afits.open(path) as file:

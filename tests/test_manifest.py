@@ -5,7 +5,7 @@ import os
 
 import boss_files as bf
 import pytest
-from broken_files import truncate, zbest
+from broken_files import link_to_itself, named_pipe, truncate, zbest
 
 from lensspark import config, manifest
 
@@ -38,6 +38,16 @@ def test_files_that_change_or_go_under_a_search_are_named(survey, fingerprint, c
     listed = manifest.of_survey(str(survey), read).joined()
     change(survey)
     assert manifest.altered(listed, str(survey), read) == expected
+
+
+@pytest.mark.parametrize("fingerprint", ["time", "content"])
+@pytest.mark.parametrize("damage", [named_pipe, link_to_itself])
+def test_what_is_no_file_has_no_stamp(survey, fingerprint, damage):
+    path = next(survey.rglob("spec-4000*"))
+    damage(path)
+    listed = manifest.of_survey(str(survey), dataclasses.replace(READ, fingerprint=fingerprint))
+    row, = (row for row in listed.table.to_pylist() if row["path"].endswith(path.name))
+    assert (row["size"], row["mtime_ns"], row["version"]) == (None, None, None)
 
 
 def test_a_file_of_the_same_size_and_another_time_is_another(survey):

@@ -19,6 +19,7 @@ _KIND = {stat.S_IFDIR: "directory", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "
 # Of the way to a file, not of the file: a crowded or restarted store or machine. EBUSY is s3fs's word for SlowDown.
 TRANSIENT = {errno.EAGAIN, errno.EBUSY, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENETUNREACH,
              errno.EHOSTUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED}
+UNREADABLE = "cannot be read"  # begins the reason of a fault of the file system's, rather than of the content
 # What reading bytes that are not what they claim to be can raise; a lost connection is not among them (see `fault_of`).
 DATA_ERRORS = (OSError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, zlib.error)
 
@@ -40,7 +41,7 @@ def fault_of(error: Exception) -> Fault:
     if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile)):
         return Fault(f"gzip stream is damaged or truncated: {error}")
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return Fault(f"cannot be read: {type(error).__name__}: {text}")
+    return Fault(f"{UNREADABLE}: {type(error).__name__}: {text}")
 
 
 @dataclass(frozen=True)
