@@ -13,6 +13,7 @@ import json
 import logging
 from collections.abc import Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +128,8 @@ def _write(spark: SparkSession, run: Run, blocks: list[Block]) -> dict[str, dict
         return {block.name: future.result() for block, future in zip(blocks, futures, strict=True)}
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
-        spark.interruptTag(tag)
+        with suppress(Exception):  # the session may be what failed
+            spark.interruptTag(tag)
         raise
     finally:
         pool.shutdown()

@@ -81,10 +81,13 @@ class Lock:
     def beat(self) -> None:
         """Shows that this run is alive."""
         self.check()
-        if self.local:
-            os.utime(self.path)
-        else:
+        if not self.local:
             self._write()
+            return
+        try:
+            os.utime(self.path)
+        except OSError:  # mounts of object stores may not set times
+            Path(self.path).write_text(json.dumps(self.facts))
 
     def release(self) -> None:
         """Gives the lock back; nothing happens if it is not ours any more."""
@@ -128,7 +131,7 @@ def acquire(out: str, run_id: str) -> Lock:
             why = _dead(holder)
             if not why:
                 break
-            log.warning("stage=lock taken_over_from=%s because=%r", _named(holder), why)
+            log.warning('stage=lock taken_over_from="%s" because="%s"', _named(holder), why)
         lock.take_away(holder)
     raise ValueError(f"--out {out}: {_named(holder)} is at work there ({NAME}); wait until it has ended")
 
@@ -136,7 +139,7 @@ def acquire(out: str, run_id: str) -> Lock:
 def _named(holder: dict[str, Any]) -> str:
     if not holder.get("token"):
         return "an unknown run"
-    return f"run {holder['run_id']} of process {holder['pid']} on {holder['host']}, started {holder['started']},"
+    return f"run {holder['run_id']} of process {holder['pid']} on {holder['host']} (started {holder['started']})"
 
 
 def _dead(holder: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -189,7 +190,8 @@ def finish(run: Run, funnel: dict[str, Any]) -> int:
     promote(run)
     counts = card["counts"]
     log.info(line("done", seconds=sum(run.timings.values()), run_id=run.run_id, **counts))
-    log.info("hits\n%s", vetting.funnel_text(funnel))
+    if sys.stderr.isatty():
+        log.info("hits\n%s", vetting.funnel_text(funnel))
     limit, share = run.config.limits.max_quarantine_fraction, counts["n_quarantined"] / max(counts["n_input"], 1)
     if share > limit:
         log.warning("%.2f %% of the input is quarantined, above limits.max_quarantine_fraction = %g %%: see %s",

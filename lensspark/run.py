@@ -91,7 +91,7 @@ class Run:
             with Progress(self.out, self.run_id, spark, held.beat) as self.progress:
                 yield
         finally:
-            self.progress = None
+            self.progress = self.lock = None
             held.release()
 
     @contextmanager

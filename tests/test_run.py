@@ -37,7 +37,7 @@ def sleeper():
 
 def test_a_lock_of_a_living_process_is_refused_and_a_dead_ones_taken_over(tmp_path, sleeper, caplog):
     hold(tmp_path, pid=sleeper.pid, birth=lock._birth(sleeper.pid), run_id="deadbeef")
-    with pytest.raises(ValueError, match=f"run deadbeef of process {sleeper.pid} on {socket.gethostname()}, started"):
+    with pytest.raises(ValueError, match=f"run deadbeef of process {sleeper.pid} on {socket.gethostname()} .started"):
         lock.acquire(str(tmp_path), "mine")
     assert json.loads((tmp_path / lock.NAME).read_text())["token"] == "theirs"
     sleeper.kill()
