@@ -275,8 +275,8 @@ def _is_callers_fault(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """One line for people: from a failed Spark task, the exception that the Python worker raised."""
-    raised = re.findall(r"^(?:\w+\.)*(\w*(?:Error|Exception))(?:: (.+))?$", str(error), re.MULTILINE)
+    """One line for people: from a failed Spark task, the exception that the Python worker or, at the root, Java raised."""
+    raised = re.findall(r"^(?:Caused by: )?(?:\w+\.)*(\w*(?:Error|Exception))(?:: (.+))?$", str(error), re.MULTILINE)
     if raised and type(error).__module__.startswith(("pyspark", "py4j")):
         name, said = raised[-1]
         return f"{name}: {_one_line(said or _SILENT.get(name, 'without a message'))}"
