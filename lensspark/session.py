@@ -275,7 +275,7 @@ def _is_callers_fault(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """One line for people: from a failed Spark task, the exception that the Python worker or, at the root, Java raised."""
+    """One line for people: from a failed Spark task, what the Python worker, or Java at the root, raised."""
     raised = re.findall(r"^(?:Caused by: )?(?:\w+\.)*(\w*(?:Error|Exception))(?:: (.+))?$", str(error), re.MULTILINE)
     if raised and type(error).__module__.startswith(("pyspark", "py4j")):
         name, said = raised[-1]
