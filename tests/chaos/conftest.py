@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import searches
 from cluster import standalone_cluster
 from searches import Search, write_survey
 from small_model import make_model
@@ -13,6 +14,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.chaos)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_search_outlives_the_tests():
+    yield
+    for search in searches.STARTED:
+        if search.process.poll() is None:
+            search.kill()
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,9 @@ SPARK = {"spark.executor.extraJavaOptions": QUICK_START,
          "spark.executorEnv.PYTHONPATH": f"{SABOTEUR}{os.pathsep}{ROOT}"}
 
 
+STARTED: list[Search] = []  # so that none outlives the tests
+
+
 def write_survey(folder: Path, basis: Any, plates: int = 3, fibres: int = 25, layout: str = "spplate") -> str:
     """A mock survey with many lines, made without Spark; its root."""
     mock = config.load([], ["mock.lya=0.3", "mock.line_snr=[8, 20]"]).mock
@@ -57,6 +60,7 @@ class Search:
         }
         if master.startswith("local"):
             environment["LENSSPARK_SABOTAGE"] = sabotage
+        STARTED.append(self)
         self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                         text=True, start_new_session=True)
 
