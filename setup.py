@@ -9,7 +9,8 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "lensspark/__init__.py").read_text(), re.MULTILINE)[1]
 
 # conf/constraints.txt pins exact versions; the limits here are those that the code needs.
-BASE = ["pyspark>=4.0", "numpy>=1.26", "pandas>=2.2,<3", "pyarrow>=11", "astropy>=6.1", "scipy>=1.13",
+# pyarrow before 14.0.1 runs code that a Parquet file holds (CVE-2023-47248).
+BASE = ["pyspark>=4.0", "numpy>=1.26", "pandas>=2.2,<3", "pyarrow>=14.0.1", "astropy>=6.1", "scipy>=1.13",
         "openvino>=2025.0", "numba>=0.60", "fsspec>=2024.2", "jinja2>=3.1"]
 TRAIN = ["tensorflow-cpu>=2.20; platform_machine == 'x86_64' and sys_platform == 'linux'",
          "tensorflow>=2.20; platform_machine != 'x86_64' or sys_platform != 'linux'",

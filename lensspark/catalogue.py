@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import tempfile
 import warnings
 from importlib import metadata
@@ -20,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from lensspark import __version__, schema
+from lensspark.redaction import without_credentials
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -245,7 +245,7 @@ def run_card(funnel: dict[str, Any], configuration: dict[str, Any], model_sha256
              timings: dict[str, float], **facts: Any) -> dict[str, Any]:
     """The content of run.json. `funnel` is vetting.funnel's; `timings` in seconds; `facts` are added as they are.
 
-    User names and passwords inside URLs are taken out. Raises RuntimeError if the counts do not add up.
+    Credentials are taken out. Raises RuntimeError if the counts do not add up.
     """
     check_counts(funnel["counts"])
     card = {
@@ -279,12 +279,3 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def without_credentials(value: Any) -> Any:
-    """`value` without the user names and passwords in the URLs of its texts."""
-    if isinstance(value, dict):
-        return {key: without_credentials(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_credentials(item) for item in value]
-    return re.sub(r"(\w://)[^/@\s]*@", r"\1", value) if isinstance(value, str) else value

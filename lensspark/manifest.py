@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import io
 import os
+import stat
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -127,6 +128,12 @@ def changes(old: Manifest, new: Manifest) -> Changes:
                    bool(differ - units))
 
 
+def altered(listed: Manifest, spectra: str, read: config.Read) -> list[str]:
+    """The files of spectra that are gone or another since they were `listed`; new ones do not matter."""
+    found = changes(dataclasses.replace(listed, complete=False), of_survey(spectra, read))
+    return sorted(path for path, kind in found.changed | found.removed if kind != "fault")
+
+
 def of_survey(spectra: str, read: config.Read, lenses: Iterable[str] = ()) -> Manifest:
     """The manifest of the survey in the folder or URL `spectra`, not joined, and of the tables `lenses`.
 
@@ -197,6 +204,8 @@ def _stamp(path: str, fingerprint: str) -> Stamp:
     try:
         if "://" not in path:
             facts = os.stat(path)
+            if not stat.S_ISREG(facts.st_mode):  # a named pipe would be waited for
+                return Stamp()
             stamp, opened = Stamp(facts.st_size, facts.st_mtime_ns), partial(open, path, "rb")
         else:
             import fsspec
@@ -204,7 +213,9 @@ def _stamp(path: str, fingerprint: str) -> Stamp:
             fs, name = fsspec.core.url_to_fs(path)
             stamp, opened = _remote(fs.info(name)), partial(fs.open, name)  # the listing's cache knows the file
         return stamp if fingerprint == "time" else Stamp(stamp.size, None, f"sha256:{_sha256(opened)}")
-    except (FileNotFoundError, PermissionError):
+    except OSError as error:
+        if "://" in path and not isinstance(error, (FileNotFoundError, PermissionError)):
+            raise  # of the way to a store
         return Stamp()
 
 

@@ -81,8 +81,10 @@ class Model:
 
     def verified(self) -> Model:
         """Itself, if the bytes agree with the card's hashes; else raises ValueError."""
+        hashes = self.card.get("sha256") if isinstance(self.card, dict) else None
         for name in FILES:
-            found, expected = hashlib.sha256(self.files[name]).hexdigest(), self.card["sha256"].get(name)
+            found = hashlib.sha256(self.files[name]).hexdigest()
+            expected = hashes.get(name) if isinstance(hashes, dict) else None
             if found != expected:
                 raise ValueError(f"model: {name} has sha256 {found}, its card says {expected}")
         return self
@@ -128,4 +130,8 @@ class Model:
     @cached_property
     def weights(self) -> dict[str, np.ndarray]:
         with np.load(io.BytesIO(self.files["weights.npz"]), allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in file.files}
+        for name, array in arrays.items():
+            if not (isinstance(array, np.ndarray) and array.dtype.kind == "f"):
+                raise ValueError(f"model: weights.npz: {name!r} is no array of floats")
+        return arrays

@@ -16,6 +16,7 @@ from lensspark.config import Config
 from lensspark.lines import source_redshift
 from lensspark.model import Model
 from lensspark.progress import line
+from lensspark.redaction import refuse_passwords
 from lensspark.run import Run, claim, finished_card, promote, spark_path
 from lensspark.session import EXIT_DONE, EXIT_QUARANTINE
 from lensspark.vetting import evidence, measuring
@@ -35,6 +36,8 @@ def plan(spectra: str, out: str, settings: Config, resume: bool = False, increme
     known lenses, if the run is marked production and the model has not passed the gate, or if `out` cannot be written,
     is in use, or holds another run.
     """
+    refuse_passwords([("--spectra", spectra), ("--out", out),
+                      *(("vetting.known_lenses", path) for path in settings.vetting.known_lenses)])
     model = Model.named(settings.score.model)
     gate.require(settings, model)
     inference.engine.choose(settings.score.engine)
@@ -65,6 +68,7 @@ def predict(spark: SparkSession, run: Run) -> int:
         with run.stage("measure") as facts:
             measured = measure(spark, scored, run)
             facts["hits"] = measured.count()
+        check_unaltered(run)
         with run.stage("vet") as facts:
             write_quarantine(scored.where("reason IS NOT NULL"), run)
             rows = evidence.attach(scored.where("reason IS NULL").drop("reason", "hdu"), measured)
@@ -112,6 +116,13 @@ def measure(spark: SparkSession, scored: DataFrame, run: Run) -> DataFrame:
     if pixels is not None:
         pixels = keep(spark, run, measuring.measure_targets(pixels, run.model, run.config), "measured")
     return keep(spark, run, measuring.gathered(wanted, pixels, run.config), "gathered")
+
+
+def check_unaltered(run: Run) -> None:
+    """Raises RuntimeError if a file that was listed is gone or another: what it gave may be half of the old one."""
+    if paths := manifest.altered(run.manifest, run.spectra, run.config.read):
+        raise RuntimeError(f"{len(paths)} files of {run.spectra} changed or went while they were searched, the first "
+                           f"is {paths[0]}; --resume searches these again")
 
 
 def keep(spark: SparkSession, run: Run, df: DataFrame, name: str) -> DataFrame:

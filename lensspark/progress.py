@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 
-from lensspark.catalogue import join, without_credentials, write_file
+from lensspark.catalogue import join, write_file
 from lensspark.lock import BEAT_S
+from lensspark.redaction import without_credentials
 from lensspark.session import ERASE, is_remote
 
 if TYPE_CHECKING:

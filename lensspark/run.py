@@ -27,6 +27,7 @@ from lensspark.manifest import Manifest
 from lensspark.model import Model
 from lensspark.progress import NAME as PROGRESS
 from lensspark.progress import Progress, line
+from lensspark.redaction import without_credentials
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,9 +109,10 @@ class Run:
 
     def card(self) -> dict[str, Any]:
         """What run.started.json and run.json both say of a run: what makes it another run than others."""
-        return {"run_id": self.run_id, "model_sha256": self.model_sha256, "versions": {"lensspark": __version__},
-                "parent_run_id": self.parent or None, "input_manifest_sha256": self.manifest_sha256,
-                "configuration": self.configuration}
+        return without_credentials({
+            "run_id": self.run_id, "model_sha256": self.model_sha256, "versions": {"lensspark": __version__},
+            "parent_run_id": self.parent or None, "input_manifest_sha256": self.manifest_sha256,
+            "configuration": self.configuration})
 
 
 def spark_path(path: str) -> str:

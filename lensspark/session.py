@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lensspark.config import Config, ConfigError, load, resource
+from lensspark.redaction import Formatter, without_credentials
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -242,7 +243,7 @@ def run_job(
         return 130
     except Exception as error:
         if args.verbose:
-            traceback.print_exc()
+            print(without_credentials(traceback.format_exc()), file=sys.stderr, end="")
         if _is_callers_fault(error):
             print(f"{parser.prog}: error: {_one_line(str(error))}", file=sys.stderr)
             return EXIT_USAGE
@@ -254,7 +255,9 @@ def run_job(
 
 def _log_to_stderr(verbose: bool) -> None:
     over = ERASE if sys.stderr.isatty() else ""  # a progress bar may stand in the line
-    logging.basicConfig(stream=sys.stderr, format=f"{over}%(asctime)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter(f"{over}%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("lensspark").setLevel(logging.DEBUG if verbose else logging.INFO)
     if verbose:
         os.environ["LENSSPARK_SPARK_LOG"] = "warn"  # read by conf/log4j2.properties when the JVM starts
@@ -274,18 +277,22 @@ def _is_callers_fault(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """One line for people: from a failed Spark task, the exception that the Python worker raised."""
-    raised = re.findall(r"^(?:\w+\.)*(\w*(?:Error|Exception)): (.+)$", str(error), re.MULTILINE)
+    """One line for people: from a failed Spark task, what the Python worker, or Java at the root, raised."""
+    raised = re.findall(r"^(?:Caused by: )?(?:\w+\.)*(\w*(?:Error|Exception))(?:: (.+))?$", str(error), re.MULTILINE)
     if raised and type(error).__module__.startswith(("pyspark", "py4j")):
-        return f"{raised[-1][0]}: {_one_line(raised[-1][1])}"
+        name, said = raised[-1]
+        return f"{name}: {_one_line(said or _SILENT.get(name, 'without a message'))}"
     return f"{type(error).__name__}: {_one_line(str(error))}"
 
 
+_SILENT = {"MemoryError": "a Python worker had no more memory; see docs/operations.md, Cluster"}
+
+
 def _one_line(text: str) -> str:
-    return " ".join(text.split())[:500]
+    return " ".join(without_credentials(text).split())[:500]
 
 
 def _keep_traceback() -> Any:
     with tempfile.NamedTemporaryFile("w", prefix="lensspark-", suffix=".log", delete=False) as file:
-        traceback.print_exc(file=file)
+        file.write(without_credentials(traceback.format_exc()))
     return file.name

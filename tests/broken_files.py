@@ -1,5 +1,6 @@
 """Ways to break a file that boss_files.py wrote: each function damages the file at `path`, or makes one that does."""
 
+import os
 from pathlib import Path
 
 import boss_files as bf
@@ -71,6 +72,16 @@ def grid(start: int, step: float):
 def directory(path: Path) -> None:
     path.unlink()
     path.mkdir()
+
+
+def named_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def link_to_itself(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
 
 
 def flip_under_checksum(hdu: int, header: bool = False, at: int = 101):

@@ -25,6 +25,8 @@ class Cluster:
     status_url: str
     folder: Path
     processes: list[subprocess.Popen] = field(default_factory=list)
+    commands: list[tuple[str, ...]] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
 
     def alive_workers(self) -> int:
         """How many workers the master counts on; 0 while it does not answer."""
@@ -35,12 +37,20 @@ class Cluster:
             return 0
 
     def start(self, name: str, *arguments: str) -> None:
-        with open(self.folder / f"{name}.log", "wb") as log:
+        with open(self.folder / f"{name}.log", "ab") as log:
             self.processes.append(
                 subprocess.Popen(
-                    [spark_program("spark-class"), *arguments], stdout=log, stderr=log, env=bare_environment()
+                    [spark_program("spark-class"), *arguments], stdout=log, stderr=log,
+                    env=bare_environment() | self.environment,
                 )
             )
+        self.commands.append((name, *arguments))
+
+    def restart(self, number: int) -> None:
+        """Another process for the one that ended, and wait until the master counts on as many workers as there were."""
+        self.processes.pop(number).wait(20)
+        self.start(*self.commands.pop(number))
+        _wait_for(self, len(self.processes) - 1)
 
 
 def spark_program(name: str) -> str:
@@ -68,12 +78,14 @@ def free_port() -> int:
 
 @contextmanager
 def standalone_cluster(
-    folder: Path, hosts: tuple[str, ...] = ("127.0.0.1", "127.0.0.1"), memory: str = "1g"
+    folder: Path, hosts: tuple[str, ...] = ("127.0.0.1", "127.0.0.1"), memory: str = "1g", **environment: str
 ) -> Iterator[Cluster]:
-    """A running cluster with one one-core worker per entry of `hosts`; logs and work folders in `folder`."""
+    """A running cluster with one one-core worker per entry of `hosts`; logs and work folders in `folder`. `environment`
+    is that of its processes, beside what all have."""
     folder.mkdir(parents=True, exist_ok=True)
     port, web_port = free_port(), free_port()
-    cluster = Cluster(f"spark://127.0.0.1:{port}", f"http://127.0.0.1:{web_port}/json/", folder)
+    cluster = Cluster(f"spark://127.0.0.1:{port}", f"http://127.0.0.1:{web_port}/json/", folder,
+                      environment=environment)
     try:
         cluster.start(
             "master", "org.apache.spark.deploy.master.Master",

@@ -15,6 +15,8 @@ from broken_files import (
     flip_under_checksum,
     grid,
     header_of,
+    link_to_itself,
+    named_pipe,
     offsets,
     patch,
     remove_fibre,
@@ -48,6 +50,8 @@ SPEC_FAULTS = {
     "empty": (lambda p: p.write_bytes(b""), None, "empty file"),
     "html": (lambda p: p.write_bytes(HTML), 0, "not FITS.*<!DOCTYPE html>.*SIMPLE"),
     "directory": (directory, None, "is a directory"),
+    "link_to_itself": (link_to_itself, None, "cannot be read: OSError: Too many levels of symbolic links"),
+    "named_pipe": (named_pipe, None, "is a named pipe, expected a file"),
     "cut_in_header_0": (lambda p: truncate(p, 1000), 0, "truncated: no END"),
     "cut_in_header_1": (lambda p: truncate(p, offsets(p)[1][0] - 2000), 1, "truncated: no END|not FITS"),
     "cut_in_data_1": (lambda p: truncate(p, offsets(p)[1][0] + 5000), 1, "truncated.*claims data up to byte"),
@@ -173,6 +177,18 @@ def test_special_records_after_the_last_hdu_are_left_alone(three):
     path = three / "spec-3586-55181-0002.fits"
     path.write_bytes(path.read_bytes() + b"\0" * 2880)
     assert read_tree(three) == ([1, 2, 3], [])
+
+
+def test_a_packed_file_takes_the_memory_of_its_content(three):
+    import tracemalloc
+
+    path = three / "spec-3586-55181-0002.fits"
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    tracemalloc.start()
+    good, faults = read_tree(three)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert good == [1, 2, 3] and not faults and peak < 20e6
 
 
 def test_a_gzip_stream_without_end_does_not_fill_the_memory(three, monkeypatch):

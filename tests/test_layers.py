@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # A new module of lensspark/ is entered here; what is named here and not written yet is no error.
 LAYERS = {
-    "contracts": {"schema", "checked", "config"},
+    "contracts": {"schema", "checked", "config", "redaction"},
     "pure": {"boss", "counterpart", "eigen", "exposures", "galaxy_bins", "grades", "identity", "kernels", "lensing",
              "lines", "locate", "matched_filter", "measure", "metrics", "mock", "model", "population", "profile",
              "spectrum", "svg", "weighted_pca"},

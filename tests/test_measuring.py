@@ -1,6 +1,7 @@
 """Hits, neighbours and repeats are read again and measured; what cannot be read stays null and stops nothing."""
 
 import dataclasses
+import shutil
 
 import boss_files as bf
 import numpy as np
@@ -171,6 +172,16 @@ def test_a_full_file_without_good_exposures_says_nothing(survey, tmp_path, fault
     assert measuring._exposures(hit, 2.2, make_model(), SETTINGS.vetting) == {}
     there = measuring._exposures(pd.Series({**hit, "full": str(path)}), 2.2, make_model(), SETTINGS.vetting)
     assert set(there) == set(exposures.COLUMNS)
+
+
+def test_a_file_that_the_system_can_no_longer_read_stops_the_search(spark, survey, gathered, tmp_path):
+    root = shutil.copytree(survey, tmp_path / "survey")
+    path = next((root / "v5_7_0/spectra/lite").rglob(f"*{PLATE}-{MJD}-0011.fits"))
+    path.unlink()
+    path.symlink_to(path)
+    wanted = spark.createDataFrame(gathered[0], measuring.TARGETS.struct_type())
+    with pytest.raises(Exception, match="0011.fits: cannot be read: OSError: Too many levels"):
+        measuring.read_targets(spark, str(root), wanted, SETTINGS).count()
 
 
 def test_no_hits_no_reading(spark, survey):

@@ -176,6 +176,18 @@ def test_failed_task_gives_its_reason_in_one_line(job):
     assert "Traceback" not in done.stderr
 
 
+def test_the_root_of_an_error_is_named_with_or_without_a_message():
+    class FromSpark(Exception):
+        __module__ = "pyspark.errors"
+
+    said = "Job aborted: Traceback (most recent call last):\n  File \"a.py\", line 1\nMemoryError\n\n\tat java.lang"
+    assert session._reason(FromSpark(said)).startswith("MemoryError: a Python worker had no more memory")
+    assert session._reason(FromSpark(said.replace("Memory", "Assertion"))) == "AssertionError: without a message"
+    full = ("Job aborted, most recent failure: org.apache.spark.SparkException: [TASK_WRITE_FAILED] Task failed while "
+            "writing rows.\n\tat a.b\nCaused by: java.io.IOException: No space left on device\n\tat c.d")
+    assert session._reason(FromSpark(full)) == "IOException: No space left on device"
+
+
 def test_console_script_lists_and_refuses():
     listed = python("-m", "lensspark.cli", "--help")
     assert listed.returncode == 0 and "predict" in listed.stdout

@@ -193,9 +193,18 @@ def _lister(root: str):
 def _list_local(folder: str) -> list[Entry]:
     try:
         with os.scandir(folder) as entries:
-            return [Entry(entry.path, entry.is_dir(), None) for entry in entries]
+            return [Entry(entry.path, _is_folder(entry), None) for entry in entries]
     except OSError as error:
         return [Entry(folder, True, None, error.strerror or str(error))]
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """False for a link to itself, say: reading it will tell why, and the other files of its folder are none the worse.
+    """
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _tree(path: str, plate: int | None = None) -> tuple[str, str]:

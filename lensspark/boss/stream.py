@@ -6,16 +6,20 @@ import errno
 import gzip
 import io
 import os
+import stat
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 READ_AT_ONCE_BYTES = 4 << 20  # a file up to this size is read in one go: one request instead of many
-MAX_GUNZIPPED_BYTES = 2 << 30  # a plate takes 0.11e9; more is no spectra file and would fill the memory
+MAX_GUNZIPPED_BYTES = 1 << 29  # a plate takes 0.11e9; more is no spectra file and would fill the memory
+GUNZIP_BYTES = 1 << 20
+_KIND = {stat.S_IFDIR: "directory", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
 # Of the way to a file, not of the file: a crowded or restarted store or machine. EBUSY is s3fs's word for SlowDown.
 TRANSIENT = {errno.EAGAIN, errno.EBUSY, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENETUNREACH,
              errno.EHOSTUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED}
+UNREADABLE = "cannot be read"  # begins the reason of a fault of the file system's, rather than of the content
 # What reading bytes that are not what they claim to be can raise; a lost connection is not among them (see `fault_of`).
 DATA_ERRORS = (OSError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, zlib.error)
 
@@ -37,7 +41,7 @@ def fault_of(error: Exception) -> Fault:
     if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile)):
         return Fault(f"gzip stream is damaged or truncated: {error}")
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return Fault(f"cannot be read: {type(error).__name__}: {text}")
+    return Fault(f"{UNREADABLE}: {type(error).__name__}: {text}")
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,12 @@ def open_stream(path: str, size: int | None = None) -> Iterator[Stream]:
         size = fs.size(name) if size is None else size
         yield _stream(path, size, lambda offset, n: fs.cat_file(name, start=offset, end=offset + n), False)
         return
-    fd = os.open(path, os.O_RDONLY)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe would be waited for, for ever
     try:
-        yield _stream(path, os.fstat(fd).st_size, lambda offset, n: os.pread(fd, n, offset), True)
+        facts = os.fstat(fd)
+        if not stat.S_ISREG(facts.st_mode):
+            raise Fault(f"is a {_KIND.get(stat.S_IFMT(facts.st_mode), 'device')}, expected a file")
+        yield _stream(path, facts.st_size, lambda offset, n: os.pread(fd, n, offset), True)
     finally:
         os.close(fd)
 
@@ -83,11 +90,19 @@ def _stream(path: str, size: int, fetch: Callable[[int, int], bytes], cheap_seek
         raise Fault("empty file")
     head = fetch(0, size if size <= READ_AT_ONCE_BYTES else 2)
     if head[:2] == b"\x1f\x8b":
-        with gzip.GzipFile(fileobj=io.BytesIO(head if len(head) == size else fetch(0, size))) as packed:
-            head = packed.read(MAX_GUNZIPPED_BYTES + 1)
+        head = _unpacked(head if len(head) == size else fetch(0, size))
         size = len(head)
-        if size > MAX_GUNZIPPED_BYTES:
-            raise Fault(f"gzip stream unpacks to more than {MAX_GUNZIPPED_BYTES} bytes")
     if len(head) == size:
         return Stream(path, size, lambda offset, n: head[offset:offset + n], True)
     return Stream(path, size, fetch, cheap_seeks)
+
+
+def _unpacked(packed: bytes) -> bytes:
+    """In pieces: asked for all at once, gzip reserves the memory of all that is asked for."""
+    out = io.BytesIO()
+    with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
+        while piece := file.read(GUNZIP_BYTES):
+            out.write(piece)
+            if out.tell() > MAX_GUNZIPPED_BYTES:
+                raise Fault(f"gzip stream unpacks to more than {MAX_GUNZIPPED_BYTES} bytes")
+    return out.getvalue()

@@ -15,7 +15,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from lensspark import exposures, measure, schema
-from lensspark.boss import Fault, Key, full_files, read_exposures
+from lensspark.boss import UNREADABLE, Fault, Key, full_files, read_exposures
 from lensspark.config import Config
 from lensspark.counterpart import counterpart
 from lensspark.model import Model
@@ -78,7 +78,8 @@ def _spectrograph(fiberid: str) -> Column:
 def read_targets(spark: SparkSession, spectra: str, wanted: DataFrame, config: Config) -> DataFrame | None:
     """The pixels of `wanted` (TARGETS): its columns, `class`, `loglam0`, PLANES and `full`, a hit's full file or null.
 
-    None if nothing is wanted. A spectrum that cannot be read has no row.
+    None if nothing is wanted. A spectrum that is broken outside the window of the search, or whose file is gone, has no
+    row; a file that the system cannot read now, but could before, fails the task.
     """
     rows = wanted.select(*KEY, "role").distinct().collect()  # names of spectra, a few for each hit
     if not rows:
@@ -86,7 +87,10 @@ def read_targets(spark: SparkSession, spectra: str, wanted: DataFrame, config: C
     options = {"layout": config.read.layout, "window": "full", "columns": ",".join(PLANES), "absent": "skip",
                "keys": ",".join({"-".join(map(str, row[:3])) for row in rows}),  # RUN2D is text from a file
                "target_partition_mb": config.read.target_partition_mb, "max_rows_per_batch": 64}
-    pixels = spark.read.format("boss").options(**options).load(spectra).where("reason IS NULL")
+    pixels = spark.read.format("boss").options(**options).load(spectra)
+    failing = F.col("hdu").isNull() & F.startswith("reason", F.lit(UNREADABLE))
+    said = F.concat_ws(": ", "path", "reason")
+    pixels = pixels.where(F.when(failing, F.raise_error(said).cast("boolean")).otherwise(F.col("reason").isNull()))
     full = full_files(spectra, {Key(*row[:4]) for row in rows if row["role"] == HIT})
     types = schema.Table("full", (*schema.KEY, schema.Column("full", "string", "path of the full file"))).ddl
     paths = spark.createDataFrame([(*key, path) for key, path in full.items()], types)
