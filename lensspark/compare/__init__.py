@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lensspark import catalogue, pipeline, schema
+from lensspark import catalogue, run, schema
 from lensspark.catalogue import join
 from lensspark.compare import files, page, rows
 from lensspark.compare.causes import CAUSES, explain
@@ -54,7 +54,7 @@ def plan(a: str, b: str, out: str | None, tolerance: Tolerance) -> Plan:
     for name in ("wave_px", "p_line"):
         if not getattr(tolerance, name) >= 0:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(tolerance, name)}: expected 0 or more")
-    cards = pipeline.finished_card(a), pipeline.finished_card(b)
+    cards = run.finished_card(a), run.finished_card(b)
     named = re.sub(r"[^\w-]", "_", str(cards[0]["run_id"]))[:64]
     return Plan(a, b, out or join(b, f"compare/{named}"), cards, tolerance)
 

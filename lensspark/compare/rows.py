@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from lensspark import schema
 from lensspark.catalogue import join
 from lensspark.eigen import DLOGLAM
-from lensspark.pipeline import spark_path
+from lensspark.run import spark_path
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
