@@ -57,7 +57,7 @@ def test_a_recut_of_a_delta_run_is_that_of_its_parquet(spark, parent, recutted, 
         rows = pd.read_parquet(tmp_path / source.parent.name / "ledger").astype({"plate": int})
         ledgers.append(rows.sort_values(["plate", "mjd", "fiberid", "run2d"]).reset_index(drop=True))
     assert not (tmp_path / recutted.parent.name / "ledger" / delta.LOG).exists()
-    assert 0 < (ledgers[0]["veto"] == 0).sum() < (pd.read_parquet(parent / "ledger")["veto"] == 0).sum()
+    assert 0 < (ledgers[0]["veto"] == 0).sum() < (pd.read_parquet(recutted / "ledger")["veto"] == 0).sum()
     pd.testing.assert_frame_equal(*(rows.drop(columns="run_id") for rows in ledgers))
 
 
