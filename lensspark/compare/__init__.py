@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lensspark import catalogue, run, schema
+from lensspark import catalogue, delta, run, schema
 from lensspark.catalogue import join
 from lensspark.compare import files, page, rows
 from lensspark.compare.causes import CAUSES, explain
@@ -49,12 +49,14 @@ class Plan:
 def plan(a: str, b: str, out: str | None, tolerance: Tolerance) -> Plan:
     """The comparison of the finished runs in `a` and `b`, into `out`, by default RUN_B/compare/<run_id of A>.
 
-    Raises ValueError if one of them is no finished run, or if a tolerance is negative.
+    Raises ValueError if one of them is no finished run or was changed after it, or if a tolerance is negative.
     """
     for name in ("wave_px", "p_line"):
         if not getattr(tolerance, name) >= 0:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(tolerance, name)}: expected 0 or more")
     cards = run.finished_card(a), run.finished_card(b)
+    for name in (a, b):
+        delta.check_final(name)
     named = re.sub(r"[^\w-]", "_", str(cards[0]["run_id"]))[:64]
     return Plan(a, b, out or join(b, f"compare/{named}"), cards, tolerance)
 
