@@ -26,7 +26,8 @@ def commands(page: Path) -> list[str]:
     return [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
 
 
-JOBS = [(page.name, line) for page in PAGES if page.exists() for line in commands(page) if "jobs/" in line]
+JOBS = [(page.name, line) for page in PAGES if page.exists() for line in commands(page)
+        if "jobs/" in re.sub(r"\s#.*", "", line)]
 
 
 @pytest.fixture(scope="module")
