@@ -23,9 +23,9 @@ def write_plates(redux, basis, plates, seed=7):
 
 
 def settings(folder):
-    """Of a run with a small random model, at a threshold that makes about half of the spectra hits."""
+    """Of a run with a small random model, at a threshold that makes a third of the spectra hits."""
     make_model().save(folder / "small")
-    return (f"score.model='{folder / 'small'}'", "score.threshold=0.5", "score.engine='openvino'",
+    return (f"score.model='{folder / 'small'}'", "score.threshold=0.96", "score.engine='openvino'",
             "report.max_candidates=0", "limits.max_quarantine_fraction=1")
 
 
