@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -75,7 +76,8 @@ class Search:
 
     def kill(self) -> None:
         """SIGKILL to the job, its JVM and, in local mode, its Python workers: all that a lost machine takes along."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.said, _ = self.process.communicate()
 
 

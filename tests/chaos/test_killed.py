@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import time
 
 import pytest
@@ -26,14 +27,18 @@ def test_a_search_that_is_killed_again_and_again(survey, model, whole, tmp_path,
     expected, seconds = whole
     points = [random.Random(f"{seed} {kill}").uniform(*RANGE) for kill in range(KILLS)]
     out, told = tmp_path / "run", []
-    for point in points:
-        search = Search(survey, out, model, "--resume")
+    while len(told) < KILLS:
+        search, point = Search(survey, out, model, "--resume"), points[len(told)]
         time.sleep(point * seconds)
-        told.append(f"{100 * point:.0f} % {stage_of(out) if search.process.poll() is None else 'done before'}")
+        if search.process.poll() is None:
+            told.append(f"{100 * point:.0f} % ({stage_of(out)})")
+        else:  # the machine was busier when the whole search was timed
+            shutil.rmtree(out)
+            told, seconds = [], 0.7 * seconds
         search.kill()
     search = Search(survey, out, model, "--resume")
     assert search.wait() == 0, search.said
-    print(f"seed {seed}, {seconds:.0f} s undisturbed, killed at {', '.join(told)}")
+    print(f"seed {seed}: killed at {', '.join(told)} of {seconds:.0f} s")
     assert ledger_hash(out) == expected
 
 
