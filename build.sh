@@ -135,11 +135,12 @@ demo() {
   say "done; open the report: $PWD/$folder/run/report/index.html"
 }
 
-# run_tests VENV [ARGS]: two at a time, a file's tests together since they share what they make
+# run_tests VENV [ARGS]: two at a time, a file's tests together since they share what they make, and in order: those of
+# clusters are few and long, and would else come last
 run_tests() {
   local venv=$1
   shift
-  "$venv/bin/python" -m pytest -n 2 --dist loadfile "$@"
+  "$venv/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
 }
 
 package() {

@@ -21,7 +21,7 @@ from lensspark import catalogue, inference, manifest, schema, source
 from lensspark.boss import Unit, absolute
 from lensspark.run import Run
 from lensspark.selection import select
-from lensspark.session import is_remote
+from lensspark.session import task_slots
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -88,11 +88,8 @@ def finished(run: Run, stamps: set[str]) -> dict[str, dict[str, Any]]:
 
 def block_bytes(spark: SparkSession, run: Run) -> int:
     """read.block_mb, or more where that would leave cores without work."""
-    megabytes = run.config.read.block_mb
-    if not is_remote(spark):
-        partitions = PARTITIONS_PER_CORE * spark.sparkContext.defaultParallelism
-        megabytes = max(megabytes, partitions * run.config.read.target_partition_mb)
-    return megabytes * 1_000_000
+    partitions = PARTITIONS_PER_CORE * task_slots(spark)
+    return max(run.config.read.block_mb, partitions * run.config.read.target_partition_mb) * 1_000_000
 
 
 def cut(units: list[Unit], stamps: dict[Unit, str], nbytes: int) -> list[Block]:

@@ -18,7 +18,7 @@ import fsspec
 from lensspark.catalogue import join, write_file
 from lensspark.lock import BEAT_S
 from lensspark.redaction import without_credentials
-from lensspark.session import ERASE, is_remote
+from lensspark.session import ERASE, tracker
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -34,7 +34,7 @@ class Progress:
 
     def __init__(self, out: str, run_id: str, spark: SparkSession, beat: Callable[[], None]):
         self.path, self.beat, self.terminal = join(out, NAME), beat, sys.stderr.isatty()
-        self.tracker = None if is_remote(spark) else spark.sparkContext.statusTracker()
+        self.tracker = tracker(spark)
         now = _now()
         self.state: dict[str, Any] = {
             "run_id": run_id, "state": "running", "stage": "start", "started": now, "stage_started": now,

@@ -156,20 +156,24 @@ def share(spark: SparkSession, value: Any) -> Any:
     return _Closure(value) if is_remote(spark) else spark.sparkContext.broadcast(value)
 
 
+def tracker(spark: SparkSession) -> Any:
+    """Spark's status tracker, None under Spark Connect, which has none."""
+    return None if is_remote(spark) else spark.sparkContext.statusTracker()
+
+
+def task_slots(spark: SparkSession) -> int:
+    """How many tasks Spark runs at once, 0 if it does not tell: under Spark Connect."""
+    return 0 if is_remote(spark) else spark.sparkContext.defaultParallelism
+
+
 @contextmanager
 def progress(spark: SparkSession, label: str, every: float = 10.0) -> Iterator[None]:
-    """Tells how many tasks of the running Spark stages are done, every so many seconds, until the block ends.
-
-    Silent under Spark Connect, which has no status tracker.
-    """
-    if is_remote(spark):
-        yield
-        return
-    tracker, done = spark.sparkContext.statusTracker(), threading.Event()
+    """Tells how many tasks of the running Spark stages are done, every so many seconds, until the block ends."""
+    status, done = tracker(spark), threading.Event()
 
     def tell() -> None:
-        while not done.wait(every):
-            for stage in filter(None, map(tracker.getStageInfo, tracker.getActiveStageIds())):
+        while status and not done.wait(every):
+            for stage in filter(None, map(status.getStageInfo, status.getActiveStageIds())):
                 log.info("%s: %d of %d tasks", label, stage.numCompletedTasks, stage.numTasks)
 
     teller = threading.Thread(target=tell, name="progress", daemon=True)

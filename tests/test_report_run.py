@@ -150,7 +150,8 @@ def test_hostile_text_in_files_does_no_harm(spark, run, ledger):
     assert page.tags["article"] == len(rows) > 0 == page.tags.get("img", 0) and page.tags["script"] == len(rows) + 1
     assert html.count('"spectrum":') == len(rows) and page.facts["keys"][0][3] == HOSTILE["run2d"]
     assert not re.search(r"[\x00-\x08\x0b-\x1f]", html)
-    assert {path.name for path in Path(run.out).iterdir()} == {"ledger", "overdensity", "report", "run.started.json"}
+    made = {path.name for path in Path(run.path("")).iterdir()}
+    assert made == {"ledger", "overdensity", "report", "run.started.json"}
 
 
 def test_no_hosts_give_no_fakes(spark, run, ledger):
