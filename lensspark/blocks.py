@@ -159,7 +159,7 @@ def read_selected(spark: SparkSession, run: Run, units: str = "") -> DataFrame:
     """Every spectrum of the survey, or of the files in the list `units`, in the search's pixels, with the selection's
     columns; faults as rows."""
     settings, (low, high), score = run.config.read, run.model.window, run.config.score
-    options = {"layout": settings.layout, "window": f"{low!r},{high!r}",
+    options = {"layout": settings.layout, "window": f"{low!r},{high!r}", "packed": "true",
                "beyond": f"{score.null_shift_fraction!r},{score.null_seed}", "units": units and absolute(units),
                "target_partition_mb": settings.target_partition_mb, "max_rows_per_batch": settings.max_rows_per_batch}
     return select(spark.read.format("boss").options(**options).load(run.spectra), run.config.selection)

@@ -24,6 +24,8 @@ ENGINES = ("openvino", "tensorflow")
 # Largest difference of probabilities from TensorFlow's: fp32 sums in another order, bf16 has 8 bits of mantissa.
 TOLERANCE = {"f32": 1e-4, "bf16": 0.2}
 
+FILL = 16  # for each new number of rows both engines make their plan anew, which costs more than a few rows too many
+
 Engine = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
@@ -41,17 +43,17 @@ def engine_for(model: Model, name: str = "auto", precision: str = "f32", batch_s
     """A function from network input (n, n_channels, n_pix) float32 to p_line (n,) and heat (n, n_cells), float64.
 
     p_line is the score, 0-1; heat is the probability that the line is in each cell of n_pix / n_cells pixels. The
-    input is cut into calls of `batch_size`; every row's result is independent of the others'.
+    input is cut into calls of `batch_size`, the last one filled up to a multiple of FILL rows; every row's result is
+    independent of the others'.
     """
     make = {"openvino": _openvino, "tensorflow": _tensorflow}[choose(name)]
     score = make(model, precision)
 
     def run(channels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        parts = [score(channels[i : i + batch_size]) for i in range(0, len(channels), batch_size)]
-        if not parts:
-            _, heat = score(np.zeros((1, *channels.shape[1:]), np.float32))
-            return np.zeros(0), _sigmoid(heat[:0])
-        line, heat = (np.concatenate(values) for values in zip(*parts, strict=True))
+        n = len(channels)
+        filled = np.concatenate([channels, np.zeros((-n % FILL or FILL * (not n), *channels.shape[1:]), np.float32)])
+        parts = [score(filled[i : i + batch_size]) for i in range(0, len(filled), batch_size)]
+        line, heat = (np.concatenate(values)[:n] for values in zip(*parts, strict=True))
         return _sigmoid(line), _sigmoid(heat)
 
     return run

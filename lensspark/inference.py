@@ -21,6 +21,7 @@ from lensspark.eigen import DLOGLAM
 from lensspark.locate import measure_line, ranked
 from lensspark.model import Model
 from lensspark.session import share
+from lensspark.source import unpack
 from lensspark.spectrum import Prepared, prepare
 
 INPUT = ("flux", "ivar", "and_mask", "z_lens", "loglam0")
@@ -45,15 +46,20 @@ class Scorer:
 
     def __call__(self, flux: np.ndarray, ivar: np.ndarray, and_mask: np.ndarray, z_lens: np.ndarray,
                  shifted: bool = False) -> tuple[Prepared, np.ndarray, np.ndarray]:
-        """(Prepared, p_line (n,), heat (n, n_cells)) of n spectra.
+        """(Prepared, p_line (n,), heat (n, n_cells)) of n spectra; arguments as `prepare`'s."""
+        prepared = self.prepare(flux, ivar, and_mask, z_lens, shifted)
+        return prepared, *self.run(prepared.channels)
+
+    def prepare(self, flux: np.ndarray, ivar: np.ndarray, and_mask: np.ndarray, z_lens: np.ndarray,
+                shifted: bool = False) -> Prepared:
+        """n spectra as the model sees them.
 
         flux, ivar, and_mask: (n, n_pix) on the model's window, or if `shifted` on as many pixels redwards of it;
         z_lens: (n,).
         """
         model, (first, n_pix) = self.model, self.model.pixels
         settings = dataclasses.replace(model.input, **SHIFTED) if shifted else model.input
-        prepared = prepare(flux, ivar, and_mask, z_lens, model.basis, settings, first + n_pix * shifted)
-        return prepared, *self.run(prepared.channels)
+        return prepare(flux, ivar, and_mask, z_lens, model.basis, settings, first + n_pix * shifted)
 
 
 def scorer(model: Model, config: Config) -> Scorer:
@@ -76,7 +82,7 @@ def _scorer_once(files: dict[str, bytes], sha256: str, config: Config) -> Scorer
 
 
 def score(df: DataFrame, model: Model, config: Config) -> DataFrame:
-    """`df` (selected spectra in the model's window) as schema.SCORED: LINE and NULLS measured, pixels dropped.
+    """`df` (selected spectra in the model's window, packed) as schema.SCORED: LINE and NULLS measured, pixels dropped.
 
     Only rows with `selected` are scored; one with too few usable pixels stops being selected and says so. A random
     `score.null_fraction` of them is scored upside down too, of the others those with as many pixels again redwards of
@@ -105,7 +111,7 @@ def roles(config: Config, n_pix: int) -> Column:
     """
     key = [F.col(column.name) for column in schema.KEY]
     drawn = F.pmod(F.xxhash64(F.lit(config.score.null_seed), *key), F.lit(2**31)) / 2**31
-    again = F.when(drawn < config.score.null_fraction, "both").when(F.size("flux") > n_pix, "shifted")
+    again = F.when(drawn < config.score.null_fraction, "both").when(F.length("flux") > n_pix * 4, "shifted")  # bytes
     role = F.when(F.col("selected"), F.coalesce(again, F.lit("score")))
     if config.score.null_sky:
         sky = F.col("reason").isNull() & (F.upper(F.trim("objtype")) == "SKY") & F.col("z_lens").isNotNull()
@@ -125,7 +131,8 @@ def _measure(spark: Any, model: Model, config: Config) -> Callable:
             out = {name: np.full(len(role), np.nan) for name in _NUMBERS}
             scorable = np.full(len(role), None, dtype=object)
             for rows in (every[i:i + AT_ONCE] for i in range(0, len(every), AT_ONCE)):
-                planes = [_arrays(column, rows, n_pix) for column in (flux, ivar, and_mask)]
+                packed = {"flux": flux, "ivar": ivar, "and_mask": and_mask}
+                planes = [_arrays(name, column.to_numpy()[rows], n_pix) for name, column in packed.items()]
                 numbers = [column.to_numpy()[rows] for column in (z_lens, loglam0, role)]
                 found, scorable[rows] = search(score_batch, planes, *numbers, n_pix, config.vetting.line_hits_snr)
                 for name, values in found.items():
@@ -142,37 +149,37 @@ def search(score_batch: Scorer, planes: list[list[np.ndarray]], z_lens: np.ndarr
     planes: flux, ivar, and_mask, each a list of n arrays on the window's `n_pix` pixels, or where the role is `shifted`
     on twice as many.
     """
-    def find(rows: np.ndarray, prepared: Prepared, p_line: np.ndarray, heat: np.ndarray, step: int = 0
-             ) -> dict[str, np.ndarray]:
-        found = measure_line(prepared, heat, loglam0[rows] + step * DLOGLAM, min_snr)
-        found["p_line"] = ranked(p_line, found["line_snr"])
-        return {name: np.where(prepared.scorable, values, np.nan) for name, values in found.items()}
-
-    every = np.arange(len(role))
-    prepared, *scores = score_batch(*(np.stack([array[:n_pix] for array in plane]) for plane in planes), z_lens)
-    own = find(every, prepared, *scores)
+    both, away = np.flatnonzero(role == "both"), np.flatnonzero(role == "shifted")
+    prepared = score_batch.prepare(*(np.stack([array[:n_pix] for array in plane]) for plane in planes), z_lens)
+    seen = [(np.arange(len(role)), prepared, 0), (both, prepared[both].upside_down(), 0)]
+    if len(away):
+        beyond = (np.stack([plane[row][n_pix:] for row in away]) for plane in planes)
+        seen.append((away, score_batch.prepare(*beyond, z_lens[away], shifted=True), n_pix))
+    p_line, heat = score_batch.run(np.concatenate([spectra.channels for _, spectra, _ in seen]))  # in one call
+    measured, first = [], 0
+    for rows, spectra, step in seen:
+        its = slice(first, first + len(rows))
+        first = its.stop
+        values = measure_line(spectra, heat[its], loglam0[rows] + step * DLOGLAM, min_snr)
+        values["p_line"] = ranked(p_line[its], values["line_snr"])
+        measured.append({name: np.where(spectra.scorable, value, np.nan) for name, value in values.items()})
+    own, flipped, *redwards = measured
     found = {name: np.where(role == "null", np.nan, values) for name, values in own.items()}
     found |= {null: np.where(role == "null", own[name], np.nan) for null, name in _NULL_OF.items()}
-    both = np.flatnonzero(role == "both")
-    if len(both):
-        mirrored = prepared[both].upside_down()
-        flipped = find(both, mirrored, *score_batch.run(mirrored.channels))
-        for null, name in _NULL_OF.items():
-            found[null][both] = flipped[name]
-    away = np.flatnonzero(role == "shifted")
-    if len(away):
-        beyond = score_batch(*(np.stack([plane[row][n_pix:] for row in away]) for plane in planes), z_lens[away],
-                             shifted=True)
+    for null, name in _NULL_OF.items():
+        found[null][both] = flipped[name]
+    for shifted in redwards:
         for null, name in _SHIFTED_OF.items():
             found[null] = np.full(len(role), np.nan)
-            found[null][away] = find(away, *beyond, step=n_pix)[name]
+            found[null][away] = shifted[name]
     return found, prepared.scorable
 
 
-def _arrays(column: pd.Series, rows: np.ndarray, n_pix: int) -> list[np.ndarray]:
-    """The arrays of `column` at `rows`; raises ValueError for one that has not `n_pix` pixels, or twice as many."""
-    arrays = list(column.to_numpy()[rows])
+def _arrays(plane: str, packed: np.ndarray, n_pix: int) -> list[np.ndarray]:
+    """The pixels of each spectrum's packed `plane`; raises ValueError for one without `n_pix` pixels, or twice as many.
+    """
+    arrays = [unpack(plane, data) for data in packed]
     lengths = {len(array) for array in arrays}
     if not lengths <= {n_pix, 2 * n_pix}:
-        raise ValueError(f"{column.name}: spectra of {sorted(lengths)} pixels, expected {n_pix}, or twice as many")
+        raise ValueError(f"{plane}: spectra of {sorted(lengths)} pixels, expected {n_pix}, or twice as many")
     return arrays

@@ -50,7 +50,7 @@ class Table:
 
         simple = {
             "int": T.IntegerType(), "long": T.LongType(), "double": T.DoubleType(), "float": T.FloatType(),
-            "string": T.StringType(), "boolean": T.BooleanType(),
+            "string": T.StringType(), "boolean": T.BooleanType(), "binary": T.BinaryType(),
         }
         simple |= {f"array<{name}>": T.ArrayType(simple[name], containsNull=False) for name in ("float", "int")}
         return T.StructType([T.StructField(column.name, simple[column.type]) for column in self.columns])

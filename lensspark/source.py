@@ -9,6 +9,7 @@
 | window | 3800,5000 | low,high in Angstrom (vacuum, observed), or full |
 | beyond | 0,0 | share,seed: this share of the spectra, drawn by key, has as many pixels again redwards of the window |
 | columns | flux,ivar,and_mask | pixel planes, of schema.PIXELS |
+| packed | false | true: planes as bytes of little-endian float32 or int32 (`unpack`), which Spark moves faster |
 | plates | all | comma list of plate numbers |
 | keys | all | comma list of plate-mjd-fiberid[-run2d]: only these spectra |
 | units | | path of a list of files (`units_to_json`): nothing is listed or joined; layout, plates, keys say nothing |
@@ -28,7 +29,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 KEY_TEXT = re.compile(r"(\d+)-(\d+)-(\d+)(?:-(.+))?")
 ARROW = {"int": pa.int32(), "long": pa.int64(), "float": pa.float32(), "double": pa.float64(), "string": pa.string(),
-         "array<float>": pa.list_(pa.field("element", pa.float32(), nullable=False)),
+         "binary": pa.binary(), "array<float>": pa.list_(pa.field("element", pa.float32(), nullable=False)),
          "array<int>": pa.list_(pa.field("element", pa.int32(), nullable=False))}
 
 
@@ -59,6 +60,7 @@ class Options:
     window: tuple[float, float] | None = (3800.0, 5000.0)
     beyond: tuple[float, int] = (0.0, 0)
     columns: tuple[str, ...] = ("flux", "ivar", "and_mask")
+    packed: bool = False
     plates: frozenset[int] | None = None
     keys: frozenset[Key] | None = None
     absent: str = "error"
@@ -77,7 +79,8 @@ class Options:
     @property
     def table(self) -> schema.Table:
         """The columns that are read with these options."""
-        pixels = tuple(c for c in schema.PIXELS if c.name == "loglam0" or c.name in self.columns)
+        pixels = tuple(replace(c, type="binary") if self.packed and c.name != "loglam0" else c for c in schema.PIXELS
+                       if c.name == "loglam0" or c.name in self.columns)
         return schema.Table("boss", schema.KEY + schema.CATALOGUE + pixels + schema.PROVENANCE + schema.FAULT)
 
 
@@ -150,6 +153,12 @@ def _absent(name: str, text: str) -> str:
     return text
 
 
+def _packed(name: str, text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(f"{name} = {text!r}: expected true or false")
+    return text == "true"
+
+
 def _count(name: str, text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"{name} = {text!r}: expected a whole number >= 1")
@@ -157,8 +166,8 @@ def _count(name: str, text: str) -> int:
 
 
 _PARSERS: dict[str, Any] = {
-    "layout": _layout, "window": _window, "beyond": _beyond, "columns": _columns, "plates": _plates, "keys": _keys,
-    "absent": _absent, "units": lambda name, text: text, "target_partition_mb": _count,
+    "layout": _layout, "window": _window, "beyond": _beyond, "columns": _columns, "packed": _packed, "plates": _plates,
+    "keys": _keys, "absent": _absent, "units": lambda name, text: text, "target_partition_mb": _count,
     "max_rows_per_batch": _count,
 }
 
@@ -277,18 +286,28 @@ def draw(columns: Mapping[str, list], share: float, seed: int) -> np.ndarray:
 
 
 def to_arrow(parts: list[Spectra], table: schema.Table) -> pa.RecordBatch:
-    """One Arrow batch with the columns of `table`; pixel planes become lists by offsets, without a copy per row."""
+    """One Arrow batch with the columns of `table`; pixel planes become lists or bytes, without a copy per row."""
     arrays = []
     for column in table.columns:
-        if column.type.startswith("array"):
+        if column.name in PLANES:
             planes = [part.planes[column.name] for part in parts]
             lengths = np.repeat([plane.shape[1] for plane in planes], [len(plane) for plane in planes])
             offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
             values = np.concatenate([plane.ravel() for plane in planes])
-            arrays.append(pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), type=ARROW[column.type]))
+            if column.type == "binary":
+                values = values.astype(values.dtype.newbyteorder("<"), copy=False)
+                buffers = [None, pa.py_buffer(offsets * np.int32(values.itemsize)), pa.py_buffer(values)]
+                arrays.append(pa.Array.from_buffers(pa.binary(), len(lengths), buffers))
+            else:
+                arrays.append(pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), type=ARROW[column.type]))
         else:
             arrays.append(pa.array([v for part in parts for v in part.columns[column.name]], ARROW[column.type]))
     return pa.RecordBatch.from_arrays(arrays, names=table.names)
+
+
+def unpack(plane: str, data: bytes) -> np.ndarray:
+    """The pixels of one spectrum's `plane`, (n_pix,) float32 or int32, from a column of option `packed`."""
+    return np.frombuffer(data, np.dtype(PLANES[plane]).newbyteorder("<"))
 
 
 def faults_to_arrow(faults: list[dict], table: schema.Table) -> pa.RecordBatch:
