@@ -23,7 +23,6 @@ from lensspark.model import Model
 ENGINES = ("openvino", "tensorflow")
 # Largest difference of probabilities from TensorFlow's: fp32 sums in another order, bf16 has 8 bits of mantissa.
 TOLERANCE = {"f32": 1e-4, "bf16": 0.2}
-
 FILL = 16  # for each new number of rows both engines make their plan anew, which costs more than a few rows too many
 
 Engine = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]

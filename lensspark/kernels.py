@@ -13,6 +13,7 @@ import numpy as np
 
 # Sums may be reordered, so that they vectorise; NaN and infinity keep their meaning.
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
+RIDGE = 1e-6  # of the normal matrix's mean diagonal: keeps degenerate designs solvable
 
 
 def _compiled(function: Callable) -> Callable:
@@ -110,9 +111,6 @@ def _fit(design, weighted, flux, ivar, normal, right, model):
         coefficient = np.float32(right[i])
         for p in range(n_pix):
             model[p] += coefficient * design[i, p]
-
-
-RIDGE = 1e-6  # of the normal matrix's mean diagonal: keeps degenerate designs solvable
 
 
 @_compiled

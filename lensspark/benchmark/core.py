@@ -6,7 +6,7 @@ import itertools
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 
 from lensspark import engine, inference, network, source
 from lensspark.boss import Spectra, read_unit, survey_files
-from lensspark.config import Config, over
+from lensspark.config import Config, over, resource
 from lensspark.eigen import Basis
 from lensspark.locate import measure_line
 from lensspark.model import Model
@@ -34,7 +34,7 @@ class Stage:
 
 
 def batch(folder: Path, config: Config, model: Model) -> dict[str, np.ndarray]:
-    """The selected spectra of one plate in the model's window, 512 at most, with roles as the search draws them."""
+    """The selected spectra of one plate in the model's window, 512 at most: PLANES and z."""
     unit = survey_files(str(folder / "spplate")).units[0]
     spectra = read_unit(unit, PLANES, model.window)
     rows = selected(spectra, config)[:512]
@@ -82,7 +82,8 @@ def stages(folder: Path, config: Config, model: Model) -> dict[str, Stage]:
 def keras(folder: Path, config: Config, model: Model) -> Stage:
     """keras.Model.predict, which uses all cores."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    channels = prepare(*(batch(folder, config, model)[name] for name in (*PLANES, "z")), model.basis, model.input,
+    data = batch(folder, config, model)
+    channels = prepare(*(data[name] for name in (*PLANES, "z")), model.basis, model.input,
                        model.pixels[0]).channels.transpose(0, 2, 1)
     net = network.keras_model(model.network, model.pixels[1], len(model.input.channels))
     network.set_weights(net, model.weights)
@@ -112,20 +113,23 @@ def training(data: Path, config: Config) -> dict[str, Stage]:
     from lensspark import feed
     from lensspark import training as learning
 
-    files, basis = feed.part_files(data / "train")[:12], Basis.load(data / "basis.npz")
-    found = {}
-    for precision in ("f32", "bf16"):
-        settings = over(config, settings=[f"training.precision={precision}"])
-        net = learning.compiled(settings, feed.count_rows(files))
-        cells = net.output["heat"].shape[1]
-        batches = list(feed.batches(files, settings, basis, cells, 1))
-        n = sum(len(labels["line"]) for _, labels in batches)
-        some = batches[:12]
-        found["feed of the training"] = Stage(
-            lambda s=settings, c=cells: sum(1 for _ in feed.batches(files, s, basis, c, 1)), n)
+    files, basis = feed.part_files(data / "train")[:12], Basis.load(resource("data/eigenbasis.npz"))
+    n_rows, found = feed.count_rows(files), {}
+    nets = {name: learning.compiled(over(config, settings=[f"training.precision={name}"]), n_rows)
+            for name in ("f32", "bf16")}
+    cells = nets["f32"].output["heat"].shape[1]
+
+    def batches() -> Iterator:
+        return feed.batches(files, config, basis, cells, 1)
+
+    def spectra(fed: Iterable) -> int:
+        return sum(len(labels["line"]) for _, labels in fed)
+
+    some = list(itertools.islice(batches(), 12))
+    found["feed of the training"] = Stage(lambda: spectra(batches()), spectra(batches()))
+    for precision, net in nets.items():
         found[f"training step {precision}"] = Stage(
-            lambda net=net, some=some: [net.train_on_batch(*batch) for batch in some],
-            sum(len(labels["line"]) for _, labels in some))
+            lambda net=net: [net.train_on_batch(*batch) for batch in some], spectra(some))
     return found
 
 
