@@ -8,6 +8,9 @@ import json
 from importlib import resources
 from typing import Any
 
+POLICY = ("default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; base-uri 'none'; "
+          "form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'")
+
 
 def template(name: str) -> str:
     """The text of a file in lensspark/templates."""
@@ -20,8 +23,9 @@ def render(name: str, script: str, style: str, **values: Any) -> str:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
-    hashes = {"script_hash": policy_hash(script), "style_hash": policy_hash(style)}
-    return environment.from_string(template(name)).render(script=safe(script), style=safe(style), **hashes, **values)
+    policy = POLICY.format(script=policy_hash(script), style=policy_hash(style))
+    shared = {"script": safe(script), "style": safe(style), "policy": safe(policy)}
+    return environment.from_string(template(name)).render(**shared, **values)
 
 
 def to_json(value: Any) -> Any:
