@@ -8,7 +8,9 @@ import pandas as pd
 from small_model import make_model
 
 from lensspark import config, pipeline, schema
-from lensspark.simulate import Plan, write_plate
+from lensspark.config import resource
+from lensspark.eigen import Basis
+from lensspark.simulate import Plan, simulate, write_plate
 
 FIBRES = 25
 KEY = [column.name for column in schema.KEY]
@@ -20,6 +22,13 @@ def write_plates(redux, basis, plates, seed=7):
     plan, mock = Plan(4000, 10, FIBRES, seed, "spplate", 0), config.load([], MOCK).mock
     for plate in plates:
         write_plate(str(redux), plan, plate, mock, basis)
+
+
+def simulate_mixed(spark, folder, plates, fibres):
+    """`folder` with plates, lite files and four broken files, by jobs/simulate.py's own work; many lines."""
+    mock = config.load([], ["mock.lya=0.3", "mock.line_snr=[8, 20]"]).mock
+    basis = Basis.load(resource("data/eigenbasis.npz"))
+    simulate(lambda: spark, str(folder), Plan(4000, plates, fibres, 7, "mixed", 4), mock, basis)
 
 
 def settings(folder):

@@ -11,12 +11,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from connect import connect_server
+from small_survey import simulate_mixed
 
 from lensspark import config, pipeline, schema
-from lensspark.config import resource
-from lensspark.eigen import Basis
 from lensspark.session import EXIT_QUARANTINE
-from lensspark.simulate import Plan, simulate
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = ["score.engine='openvino'", "report.blind_fakes=2", "output.format=delta"]
@@ -27,9 +25,7 @@ needs_connect = pytest.mark.skipif(not find_spec("grpc_status"), reason="pyspark
 @pytest.fixture(scope="module")
 def survey(spark, tmp_path_factory):
     folder = tmp_path_factory.mktemp("survey") / "redux"
-    basis = Basis.load(resource("data/eigenbasis.npz"))
-    settings = config.load([], ["mock.lya=0.3", "mock.line_snr=[8, 20]"]).mock
-    simulate(lambda: spark, str(folder), Plan(4000, 1, 50, 7, "mixed", 4), settings, basis)
+    simulate_mixed(spark, folder, 1, 50)
     return folder
 
 

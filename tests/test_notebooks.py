@@ -13,12 +13,9 @@ import pandas as pd
 import pytest
 from connect import connect_server
 from matplotlib.figure import Figure
+from small_survey import simulate_mixed
 
-from lensspark import config
-from lensspark.config import resource
-from lensspark.eigen import Basis
 from lensspark.model import Model
-from lensspark.simulate import Plan, simulate
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = sorted(path.stem for path in notebook.NOTEBOOKS.glob("*.py"))
@@ -27,9 +24,7 @@ NAMES = sorted(path.stem for path in notebook.NOTEBOOKS.glob("*.py"))
 @pytest.fixture(scope="module")
 def survey(spark, tmp_path_factory):
     folder = tmp_path_factory.mktemp("survey") / "redux"
-    basis = Basis.load(resource("data/eigenbasis.npz"))
-    settings = config.load([], ["mock.lya=0.3", "mock.line_snr=[8, 20]"]).mock
-    simulate(lambda: spark, str(folder), Plan(4000, 1, 50, 7, "mixed", 4), settings, basis)
+    simulate_mixed(spark, folder, 1, 50)
     return str(folder)
 
 

@@ -10,13 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from small_model import make_model
+from small_survey import simulate_mixed
 
 from lensspark import catalogue, config, inference, manifest, pipeline, schema
 from lensspark.boss import survey_files
-from lensspark.config import resource
-from lensspark.eigen import Basis
 from lensspark.session import EXIT_DONE, EXIT_QUARANTINE
-from lensspark.simulate import Plan, simulate
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = [column.name for column in schema.KEY]
@@ -25,9 +23,7 @@ KEY = [column.name for column in schema.KEY]
 @pytest.fixture(scope="module")
 def survey(spark, tmp_path_factory):
     folder = tmp_path_factory.mktemp("survey") / "redux"
-    basis = Basis.load(resource("data/eigenbasis.npz"))
-    settings = config.load([], ["mock.lya=0.3", "mock.line_snr=[8, 20]"]).mock
-    simulate(lambda: spark, str(folder), Plan(4000, 2, 30, 7, "mixed", 4), settings, basis)
+    simulate_mixed(spark, folder, 2, 30)
     return folder
 
 

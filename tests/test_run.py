@@ -51,7 +51,9 @@ def test_a_lock_of_a_living_process_is_refused_and_a_dead_ones_taken_over(tmp_pa
 
 def test_a_process_that_only_has_the_number_of_the_holder_does_not_hold_the_lock(tmp_path, sleeper):
     hold(tmp_path, pid=sleeper.pid, birth="12")
-    lock.acquire(str(tmp_path), "mine").release()
+    held = lock.acquire(str(tmp_path), "mine")
+    assert json.loads((tmp_path / lock.NAME).read_text())["run_id"] == "mine"
+    held.release()
 
 
 @pytest.mark.parametrize("content", [None, ""], ids=["another_host", "cut_off"])
