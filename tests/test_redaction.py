@@ -55,6 +55,7 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(setting, tmp_path):
 @pytest.mark.parametrize("verbose", [[], ["--verbose"]])
 def test_errors_and_tracebacks_of_a_job_hide_them(environment, verbose, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(session.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("LENSSPARK_SPARK_LOG", "error")  # --verbose sets it, for the rest of its process
 
     def work(args, config):
         raise OSError(f"403 for s3://user:pass@bucket with {SECRET}SOME_TOKEN")

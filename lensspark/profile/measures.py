@@ -59,7 +59,8 @@ def _peak_error(theta: np.ndarray, spread: np.ndarray) -> np.ndarray:
         moved = theta.copy()
         moved[:, k] += step
         slope[:, k] = (peak(moved) - peak(theta)) / step
-    return _root(np.einsum("nk,nkl,nl->n", slope, spread, slope))
+    # Two sums: the order in which an einsum of three adds up depends on how many lines are fitted together.
+    return _root(((slope[:, :, None] * spread).sum(axis=1) * slope).sum(axis=1))
 
 
 def _alpha(cuts: Cutouts, fits: Fits, noise_correlation: float) -> dict[str, np.ndarray]:
