@@ -1,8 +1,7 @@
 """Scoring in blocks of files, one Spark job each: a block's rows are complete or absent, so that a killed run resumes.
 
-    _staging/_blocks/ID.units.json   the files of a block, for the data source
-    _staging/_blocks/ID.json         the mark of a finished block: its files as they were, its number of spectra
-    _staging/_scored/ID/             its rows, schema.SCORED
+    _staging/_blocks/ID.json   the mark of a finished block: its files as they were, its number of spectra
+    _staging/_scored/ID/       its rows, schema.SCORED
 
 Two blocks are in work at a time, so that no core waits for the last task of the first one.
 """
@@ -18,9 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lensspark import catalogue, inference, manifest, schema, source
-from lensspark.boss import Unit, absolute
+from lensspark.boss import Unit
 from lensspark.run import Run
-from lensspark.selection import select
 from lensspark.session import task_slots
 
 if TYPE_CHECKING:
@@ -76,7 +74,7 @@ def finished(run: Run, stamps: set[str]) -> dict[str, dict[str, Any]]:
     fs, place = fsspec.core.url_to_fs(run.path(BLOCKS))
     names = [path.rpartition("/")[2] for path in fs.ls(place, detail=False)] if fs.exists(place) else []
     found, seen = {}, set()
-    for name in sorted(name.removesuffix(".json") for name in names if not name.endswith(".units.json")):
+    for name in sorted(name.removesuffix(".json") for name in names):
         record = json.loads(fs.cat_file(f"{place}/{name}.json"))
         if set(record["stamps"]) <= stamps - seen:
             found[name] = record
@@ -134,14 +132,17 @@ def _write(spark: SparkSession, run: Run, blocks: list[Block]) -> dict[str, dict
 
 def write_block(spark: SparkSession, run: Run, block: Block) -> dict[str, Any]:
     """Scores one block and marks it as finished; its record."""
+    from pyspark.sql import Observation
+    from pyspark.sql import functions as F
+
     if run.lock:
         run.lock.check()
-    path = run.path(f"{BLOCKS}/{block.name}.units.json")
-    catalogue.write_file(path, source.units_to_json(block.units))
-    rows = inference.score(read_selected(spark, run, path), run.model, run.config)
+    settings, seen = run.config.read, Observation()
+    parts = source.blocks(block.units, settings.target_partition_mb * 1_000_000, task_slots(spark) or 1)
+    rows = inference.score_files(spark, run.spectra, parts, run.model, run.config)
+    rows = rows.observe(seen, F.count(F.lit(1)).alias("spectra"))
     rows.write.mode("overwrite").parquet(run.table(f"{SCORED}/{block.name}"))
-    record = {"stamps": block.stamps, "plates": block.plates, "nbytes": block.nbytes,
-              "spectra": read(spark, run, [block.name]).count()}
+    record = {"stamps": block.stamps, "plates": block.plates, "nbytes": block.nbytes, "spectra": seen.get["spectra"]}
     catalogue.write_file(run.path(f"{BLOCKS}/{block.name}.json"), json.dumps(record).encode())
     if run.progress:
         run.progress.block(block.plates, block.nbytes, record["spectra"])
@@ -153,13 +154,3 @@ def read(spark: SparkSession, run: Run, names: list[str]) -> DataFrame:
     if not names:
         return spark.createDataFrame([], schema.SCORED.struct_type())
     return spark.read.schema(schema.SCORED.struct_type()).parquet(*(run.table(f"{SCORED}/{name}") for name in names))
-
-
-def read_selected(spark: SparkSession, run: Run, units: str = "") -> DataFrame:
-    """Every spectrum of the survey, or of the files in the list `units`, in the search's pixels, with the selection's
-    columns; faults as rows."""
-    settings, (low, high), score = run.config.read, run.model.window, run.config.score
-    options = {"layout": settings.layout, "window": f"{low!r},{high!r}", "packed": "true",
-               "beyond": f"{score.null_shift_fraction!r},{score.null_seed}", "units": units and absolute(units),
-               "target_partition_mb": settings.target_partition_mb, "max_rows_per_batch": settings.max_rows_per_batch}
-    return select(spark.read.format("boss").options(**options).load(run.spectra), run.config.selection)

@@ -1,34 +1,35 @@
 """Scoring on the cluster: the model is broadcast once, each Python worker verifies it and loads it once.
 
-The pandas UDF gets batches of spectra and hands numpy arrays to the pure functions: prepare, engine, measure_line.
+What runs in the workers gets Arrow batches of spectra, from Spark or read in place, and hands numpy arrays to the pure
+functions: selected, prepare, engine, measure_line.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from pyspark.sql import Column, DataFrame
-from pyspark.sql import functions as F
+import pyarrow as pa
 
-from lensspark import engine, lines, schema
+from lensspark import engine, lines, schema, source
+from lensspark.boss import Unit
 from lensspark.config import Config
 from lensspark.eigen import DLOGLAM
 from lensspark.locate import measure_line, ranked
 from lensspark.model import Model
+from lensspark.selection import selected
 from lensspark.session import share
-from lensspark.source import unpack
 from lensspark.spectrum import Prepared, prepare
 
-INPUT = ("flux", "ivar", "and_mask", "z_lens", "loglam0")
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
 AT_ONCE = 128  # spectra that are prepared together: more take memory and are no faster (docs/benchmarks.md)
 TOO_FEW_PIXELS = "too_few_usable_pixels"  # beside the sample's criteria in not_selected_because
-_SCORABLE = schema.Column("scorable", "boolean", "enough usable pixels")
-_OUTPUT = schema.Table("measured", (*schema.LINE, *schema.NULLS, _SCORABLE))
 _NUMBERS = tuple(column.name for column in schema.LINE + schema.NULLS)
 _NULL_OF = {"null_p_line": "p_line", "null_wave": "line_wave", "null_snr": "line_snr"}
 _SHIFTED_OF = {"shifted_p_line": "p_line", "shifted_wave": "line_wave", "shifted_snr": "line_snr"}
@@ -81,80 +82,99 @@ def _scorer_once(files: dict[str, bytes], sha256: str, config: Config) -> Scorer
     return _scorers[key]
 
 
-def score(df: DataFrame, model: Model, config: Config) -> DataFrame:
-    """`df` (selected spectra in the model's window, packed) as schema.SCORED: LINE and NULLS measured, pixels dropped.
+def score(spectra: DataFrame, model: Model, config: Config) -> DataFrame:
+    """`spectra` (data source "boss", `reading`'s options) as schema.SCORED: selected, LINE and NULLS measured.
 
-    Only rows with `selected` are scored; one with too few usable pixels stops being selected and says so. A random
+    Only rows of the sample are scored; one with too few usable pixels stops being selected and says so. A random
     `score.null_fraction` of them is scored upside down too, of the others those with as many pixels again redwards of
     the window there, and sky fibres as they are: all of this only fills NULLS. Raises ValueError if the engine is not
     installed on the driver.
     """
+    return spectra.mapInArrow(_scoring(spectra.sparkSession, model, config), schema.SCORED.ddl)
+
+
+def score_files(spark: SparkSession, root: str, parts: Sequence[tuple[Unit, ...]], model: Model,
+                config: Config) -> DataFrame:
+    """`score` of the spectra in the files of `parts`, in one task each, so that no pixel passes through the JVM."""
+    options = source.parse_options({"path": root, **reading(model, config)})
+    return source.map_files(spark, parts, options, _scoring(spark, model, config), schema.SCORED)
+
+
+def reading(model: Model, config: Config) -> dict[str, str]:
+    """The data source's options for what `score` takes."""
+    settings, (low, high), scoring = config.read, model.window, config.score
+    return {"layout": settings.layout, "window": f"{low!r},{high!r}", "packed": "true",
+            "beyond": f"{scoring.null_shift_fraction!r},{scoring.null_seed}",
+            "target_partition_mb": str(settings.target_partition_mb),
+            "max_rows_per_batch": str(settings.max_rows_per_batch)}
+
+
+def _scoring(spark: SparkSession, model: Model, config: Config) -> source.Work:
+    """The function of Arrow batches, source.Options.table to schema.SCORED, that the workers run."""
     engine.choose(config.score.engine)
-    role = roles(config, model.pixels[1])
-    pixels = [F.when(role.isNotNull(), F.col(name)).alias(name) for name in INPUT]
-    measured = df.withColumn("measured", _measure(df.sparkSession, model, config)(*pixels, role))
-    unusable = F.coalesce(F.col("selected") & ~F.col("measured.scorable"), F.lit(False))
-    because = F.when(unusable, F.lit(TOO_FEW_PIXELS)).otherwise(F.col("not_selected_because"))
-    measured = measured.withColumns({
-        "selected": F.col("selected") & ~unusable,
-        "not_selected_because": because,
-        **{name: F.col(f"measured.{name}") for name in _NUMBERS},
-    })
-    return schema.SCORED.conform(measured.select(*schema.SCORED.names))
+    shared, sha256 = share(spark, model.files), model.sha256
+
+    def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        score_batch = _scorer_once(shared.value, sha256, config)
+        for batch in batches:
+            yield scored(batch, score_batch, config)
+
+    return work
 
 
-def roles(config: Config, n_pix: int) -> Column:
-    """What is to be done with a row: `score`, `both` (and once more upside down), `shifted` (and once more redwards of
-    the window, if it has more than `n_pix` pixels), `null` (a sky fibre), else null.
+def scored(batch: pa.RecordBatch, score_batch: Scorer, config: Config) -> pa.RecordBatch:
+    """schema.SCORED of a batch of the data source's rows; see `score`."""
+    rows = batch.select([column.name for column in (*schema.CATALOGUE, *schema.FAULT)]).to_pandas()
+    key = {column.name: batch.column(column.name).to_pylist() for column in schema.KEY}
+    n, n_pix, readable = len(rows), score_batch.model.pixels[1], rows["reason"].isna().to_numpy()
+    chosen = selected(rows, config.selection)
+    z_lens, because = chosen["z_lens"].to_numpy(), chosen["not_selected_because"].to_numpy()
+    planes = [source.unpack(name, batch.column(name), n_pix) for name in ("flux", "ivar", "and_mask")]
+    drawn = source.draw(key, config.score.null_fraction, f"flip-{config.score.null_seed}")
+    role = roles(rows, chosen, drawn, planes[0].lengths > n_pix, config.score.null_sky)
+    loglam0 = batch.column("loglam0").to_numpy(zero_copy_only=False)
+    found = {name: np.full(n, np.nan) for name in _NUMBERS}
+    unusable, every = np.zeros(n, bool), np.flatnonzero(role != "")
+    for part in (every[i:i + AT_ONCE] for i in range(0, len(every), AT_ONCE)):
+        away = part[role[part] == "shifted"]
+        near, far = ([plane.of(at, step) for plane in planes] for at, step in ((part, 0), (away, n_pix)))
+        values, scorable = search(score_batch, near, far, z_lens[part], loglam0[part], role[part],
+                                  config.vetting.line_hits_snr)
+        unusable[part] = ~scorable
+        for name, value in values.items():
+            found[name][part] = value
+    unusable &= chosen["selected"].to_numpy()
+    found |= {"z_lens": z_lens,
+              "selected": np.where(readable, chosen["selected"] & ~unusable, None),
+              "not_selected_because": np.where(readable, np.where(unusable, TOO_FEW_PIXELS, because), None)}
+    return source.conform(batch, schema.SCORED, found)
 
-    Which rows are `both` depends on key and seed alone, not on the order or the partitions.
+
+def roles(rows: pd.DataFrame, chosen: pd.DataFrame, drawn: np.ndarray, beyond: np.ndarray, sky_too: bool) -> np.ndarray:
+    """What is to be done with each row, (n,) text: `score`; `both` where it is `drawn` (and once more upside down);
+    `shifted` where it has pixels `beyond` the window (and once more there); `null` (a sky fibre, if `sky_too`); or ''.
     """
-    key = [F.col(column.name) for column in schema.KEY]
-    drawn = F.pmod(F.xxhash64(F.lit(config.score.null_seed), *key), F.lit(2**31)) / 2**31
-    again = F.when(drawn < config.score.null_fraction, "both").when(F.length("flux") > n_pix * 4, "shifted")  # bytes
-    role = F.when(F.col("selected"), F.coalesce(again, F.lit("score")))
-    if config.score.null_sky:
-        sky = F.col("reason").isNull() & (F.upper(F.trim("objtype")) == "SKY") & F.col("z_lens").isNotNull()
-        role = role.when(sky, "null")
+    readable = rows["reason"].isna().to_numpy()
+    role = np.where(drawn, "both", np.where(beyond, "shifted", "score"))
+    role = np.where(readable & chosen["selected"].to_numpy(), role, "")
+    if sky_too:
+        sky = rows["objtype"].fillna("").str.strip(" ").str.upper().to_numpy() == "SKY"
+        role = np.where((role == "") & readable & sky & np.isfinite(chosen["z_lens"].to_numpy()), "null", role)
     return role
 
 
-def _measure(spark: Any, model: Model, config: Config) -> Callable:
-    shared = share(spark, model.files)
-    sha256, (_, n_pix) = model.sha256, model.pixels
-
-    @F.pandas_udf(_OUTPUT.ddl)
-    def measure(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
-        score_batch = _scorer_once(shared.value, sha256, config)
-        for flux, ivar, and_mask, z_lens, loglam0, role in batches:
-            every = np.flatnonzero(role.notna().to_numpy())
-            out = {name: np.full(len(role), np.nan) for name in _NUMBERS}
-            scorable = np.full(len(role), None, dtype=object)
-            for rows in (every[i:i + AT_ONCE] for i in range(0, len(every), AT_ONCE)):
-                packed = {"flux": flux, "ivar": ivar, "and_mask": and_mask}
-                planes = [_arrays(name, column.to_numpy()[rows], n_pix) for name, column in packed.items()]
-                numbers = [column.to_numpy()[rows] for column in (z_lens, loglam0, role)]
-                found, scorable[rows] = search(score_batch, planes, *numbers, n_pix, config.vetting.line_hits_snr)
-                for name, values in found.items():
-                    out[name][rows] = values
-            yield pd.DataFrame({**out, "scorable": scorable}).astype({"n_line_hits": "Int32", "scorable": "boolean"})
-
-    return measure
-
-
-def search(score_batch: Scorer, planes: list[list[np.ndarray]], z_lens: np.ndarray, loglam0: np.ndarray,
-           role: np.ndarray, n_pix: int, min_snr: float) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def search(score_batch: Scorer, near: Sequence[np.ndarray], far: Sequence[np.ndarray], z_lens: np.ndarray,
+           loglam0: np.ndarray, role: np.ndarray, min_snr: float) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """LINE and NULLS columns, NaN where a row's role asks for none or it is not scorable; and what is scorable.
 
-    planes: flux, ivar, and_mask, each a list of n arrays on the window's `n_pix` pixels, or where the role is `shifted`
-    on twice as many.
+    near: flux, ivar, and_mask (n, n_pix) on the window; far: the same of the `shifted` rows alone, in order, redwards
+    of it; z_lens, loglam0, role (n,).
     """
     both, away = np.flatnonzero(role == "both"), np.flatnonzero(role == "shifted")
-    prepared = score_batch.prepare(*(np.stack([array[:n_pix] for array in plane]) for plane in planes), z_lens)
+    prepared = score_batch.prepare(*near, z_lens)
     seen = [(np.arange(len(role)), prepared, 0), (both, prepared[both].upside_down(), 0)]
     if len(away):
-        beyond = (np.stack([plane[row][n_pix:] for row in away]) for plane in planes)
-        seen.append((away, score_batch.prepare(*beyond, z_lens[away], shifted=True), n_pix))
+        seen.append((away, score_batch.prepare(*far, z_lens[away], shifted=True), near[0].shape[1]))
     p_line, heat = score_batch.run(np.concatenate([spectra.channels for _, spectra, _ in seen]))  # in one call
     measured, first = [], 0
     for rows, spectra, step in seen:
@@ -173,13 +193,3 @@ def search(score_batch: Scorer, planes: list[list[np.ndarray]], z_lens: np.ndarr
             found[null] = np.full(len(role), np.nan)
             found[null][away] = shifted[name]
     return found, prepared.scorable
-
-
-def _arrays(plane: str, packed: np.ndarray, n_pix: int) -> list[np.ndarray]:
-    """The pixels of each spectrum's packed `plane`; raises ValueError for one without `n_pix` pixels, or twice as many.
-    """
-    arrays = [unpack(plane, data) for data in packed]
-    lengths = {len(array) for array in arrays}
-    if not lengths <= {n_pix, 2 * n_pix}:
-        raise ValueError(f"{plane}: spectra of {sorted(lengths)} pixels, expected {n_pix}, or twice as many")
-    return arrays

@@ -130,12 +130,11 @@ def read_survey(spark: SparkSession, root: str, model: Model, settings: Config, 
     """Readable spectra below `root` in the model's window: all, or those there of the (plate, mjd, fiberid) `keys`."""
     from lensspark import source
 
-    source.register(spark)
     low, high = model.window
     options = {"layout": settings.read.layout, "window": f"{low!r},{high!r}", "columns": "flux,ivar,and_mask,wdisp"}
     if keys is not None:
         options |= {"keys": ",".join("-".join(map(str, key)) for key in keys), "absent": "skip"}
-    frame = spark.read.format("boss").options(**options).load(root).where("reason IS NULL")
+    frame = source.load(spark, root, **options).where("reason IS NULL")
     return frame.select("plate", "mjd", "fiberid", "class", "subclass", "objtype", "zwarning", "z", "loglam0", "flux",
                         "ivar", "and_mask", "wdisp")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lensspark import blocks, catalogue, delta, gate, inference, manifest, report, schema, source, vetting
+from lensspark import blocks, catalogue, delta, gate, inference, manifest, report, schema, vetting
 from lensspark.config import Config
 from lensspark.lines import source_redshift
 from lensspark.model import Model
@@ -56,7 +56,6 @@ def plan(spectra: str, out: str, settings: Config, resume: bool = False, increme
 
 def predict(spark: SparkSession, run: Run) -> int:
     """The whole search; the exit code. A second call for the same run replaces its products."""
-    source.register(spark)
     with run.working(spark):
         if run.manifest.catalogues:
             with run.stage("join") as facts:
@@ -112,10 +111,10 @@ def carried(spark: SparkSession, run: Run, found: manifest.Changes) -> DataFrame
 def measure(spark: SparkSession, scored: DataFrame, run: Run) -> DataFrame:
     """What the spectra of hits, their neighbours and repeats say, one row per hit (vetting.measuring)."""
     wanted = keep(spark, run, measuring.targets(scored, run.config), "targets")
-    pixels = measuring.read_targets(spark, run.spectra, wanted, run.config)
-    if pixels is not None:
-        pixels = keep(spark, run, measuring.measure_targets(pixels, run.model, run.config), "measured")
-    return keep(spark, run, measuring.gathered(wanted, pixels, run.config), "gathered")
+    found = measuring.measured(spark, run.spectra, wanted, run.model, run.config)
+    if found is not None:
+        found = keep(spark, run, found, "measured")
+    return keep(spark, run, measuring.gathered(wanted, found, run.config), "gathered")
 
 
 def check_unaltered(run: Run) -> None:

@@ -7,61 +7,87 @@ checked where it is known.
 
 from __future__ import annotations
 
-from pyspark.sql import Column, DataFrame
-from pyspark.sql import functions as F
+from typing import TYPE_CHECKING
 
-from lensspark import config
+import numpy as np
+import pandas as pd
 
-Criterion = tuple[str, Column]
+from lensspark import config, schema
 
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
 
-def _text(name: str) -> Column:
-    """A catalogue string without the padding and the mixed case that FITS writers leave."""
-    return F.upper(F.trim(F.col(name)))
-
-
-def _finite(name: str) -> Column:
-    """False for NaN and the infinities, null for null."""
-    return F.abs(F.col(name)) < float("inf")  # NaN sorts above infinity in Spark
+Criterion = tuple[str, np.ndarray]
+_READS = ("class", "subclass", "z", "objtype", "class_noqso", "zwarning_noqso", "z_noqso", "plate_quality", "sky_chi2")
+NAMES = [column.name for column in schema.SELECTION]
 
 
-def _published(selection: config.Selection) -> list[Criterion]:
+def _text(values: pd.Series) -> pd.Series:
+    """A catalogue string without the padding and the mixed case that FITS writers leave; '' for null."""
+    return values.astype(object).where(values.notna(), "").str.strip(" ").str.upper()
+
+
+def _number(values: pd.Series) -> np.ndarray:
+    """float64, NaN for null and what is not finite."""
+    numbers = pd.to_numeric(values).to_numpy(float, na_value=np.nan)
+    return np.where(np.isfinite(numbers), numbers, np.nan)
+
+
+def _published(rows: pd.DataFrame, selection: config.Selection) -> list[Criterion]:
     """Parent sample of Li et al. (2018): CLASS GALAXY without emission-line subclasses, Z above a limit."""
-    subclass = F.coalesce(_text("subclass"), F.lit(""))
+    subclass = _text(rows["subclass"])
     return [
-        ("class", _text("class") == "GALAXY"),
-        *((f"subclass_{name.lower()}", ~subclass.contains(name)) for name in ("STARFORMING", "BROADLINE", "AGN")),
-        ("z_min", _finite("z") & (F.col("z") > selection.z_min)),
+        ("class", _text(rows["class"]) == "GALAXY"),
+        *((f"subclass_{name.lower()}", ~subclass.str.contains(name, regex=False))
+          for name in ("STARFORMING", "BROADLINE", "AGN")),
+        ("z_min", _number(rows["z"]) > selection.z_min),
     ]
 
 
-def _classical(selection: config.Selection) -> list[Criterion]:
+def _classical(rows: pd.DataFrame, selection: config.Selection) -> list[Criterion]:
     """Sample of Shu et al. (2016): galaxy targets with a clean redshift from galaxy templates, on good plates."""
-    good_plate = F.col("plate_quality").isNull() | (_text("plate_quality") == "GOOD")
-    good_sky = F.col("sky_chi2").isNull() | (_finite("sky_chi2") & (F.col("sky_chi2") < selection.max_sky_chi2))
     return [
-        ("objtype", _text("objtype") == "GALAXY"),
-        ("class_noqso", _text("class_noqso") == "GALAXY"),
-        ("zwarning_noqso", F.col("zwarning_noqso") == 0),
-        ("plate_quality", good_plate),
-        ("sky_chi2", good_sky),
-        ("z_noqso", _finite("z_noqso")),
+        ("objtype", _text(rows["objtype"]) == "GALAXY"),
+        ("class_noqso", _text(rows["class_noqso"]) == "GALAXY"),
+        ("zwarning_noqso", _number(rows["zwarning_noqso"]) == 0),
+        ("plate_quality", rows["plate_quality"].isna() | (_text(rows["plate_quality"]) == "GOOD")),
+        ("sky_chi2", rows["sky_chi2"].isna() | (_number(rows["sky_chi2"]) < selection.max_sky_chi2)),
+        ("z_noqso", np.isfinite(_number(rows["z_noqso"]))),
     ]
 
 
-def _all(selection: config.Selection) -> list[Criterion]:
+def _all(rows: pd.DataFrame, selection: config.Selection) -> list[Criterion]:
     """Every spectrum that has a redshift."""
-    return [("z", _finite("z"))]
+    return [("z", np.isfinite(_number(rows["z"])))]
 
 
 # Per sample: its criteria and the redshift that it goes by.
 _SAMPLES = {"published": (_published, "z"), "classical": (_classical, "z_noqso"), "all": (_all, "z")}
 
 
-def criteria(selection: config.Selection) -> list[Criterion]:
-    """(name, keep-condition) of every criterion of the configured sample, in the order of the funnel."""
+def criteria(rows: pd.DataFrame, selection: config.Selection) -> dict[str, np.ndarray]:
+    """Name -> keep-condition (n,) bool of every criterion of the configured sample, in the order of the funnel.
+
+    `rows`: n rows of schema.CATALOGUE.
+    """
     build, _ = _SAMPLES[selection.sample]
-    return build(selection)
+    return {name: np.asarray(keep, bool) for name, keep in build(rows, selection)}
+
+
+def selected(rows: pd.DataFrame, selection: config.Selection) -> pd.DataFrame:
+    """Columns of schema.SELECTION for n readable `rows` of schema.CATALOGUE, with the index of `rows`.
+
+    `z_lens` is NaN where the redshift is not finite.
+    """
+    _, redshift = _SAMPLES[selection.sample]
+    keep = criteria(rows, selection)
+    failed = ~np.stack(list(keep.values()), axis=1)
+    names = np.array(list(keep))
+    because = np.full(len(rows), None, dtype=object)
+    for i in np.flatnonzero(failed.any(axis=1)):
+        because[i] = ",".join(names[failed[i]])
+    return pd.DataFrame({"z_lens": _number(rows[redshift]), "selected": ~failed.any(axis=1),
+                         "not_selected_because": because}, index=rows.index)
 
 
 def select(df: DataFrame, selection: config.Selection) -> DataFrame:
@@ -69,13 +95,15 @@ def select(df: DataFrame, selection: config.Selection) -> DataFrame:
 
     `z_lens` is null where the redshift is not finite; `selected` is null for a row that carries a fault (`reason`).
     """
-    _, redshift = _SAMPLES[selection.sample]
-    failed = F.concat_ws(
-        ",", *(F.when(~F.coalesce(keep, F.lit(False)), F.lit(name)) for name, keep in criteria(selection))
-    )
+    from pyspark.sql import functions as F
+
+    ddl = schema.Table("selection", schema.SELECTION).ddl
+
+    @F.pandas_udf(ddl)
+    def choose(*columns: pd.Series) -> pd.DataFrame:
+        return selected(pd.concat(columns, axis=1, keys=_READS), selection)
+
+    chosen = df.withColumn("_chosen", choose(*_READS))
     readable = F.col("reason").isNull()
-    return df.withColumns({
-        "z_lens": F.when(_finite(redshift), F.col(redshift)),
-        "selected": F.when(readable, failed == ""),
-        "not_selected_because": F.when(readable & (failed != ""), failed),
-    })
+    chosen = chosen.withColumns({name: F.col(f"_chosen.{name}") for name in NAMES})
+    return chosen.withColumns({name: F.when(readable, F.col(name)) for name in NAMES[1:]}).drop("_chosen")

@@ -124,7 +124,9 @@ def spark_session(app_name: str, master: str | None = None, settings: Mapping[st
     os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
     master = master or f"local[{_cores()},4]"
     if master.startswith("local"):
-        wanted = {"spark.driver.host": "localhost", "spark.driver.bindAddress": "127.0.0.1"} | wanted
+        wanted = {"spark.driver.host": "localhost", "spark.driver.bindAddress": "127.0.0.1",
+                  "spark.python.daemon.module": "lensspark.daemon"} | wanted
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_package_root()), os.environ.get("PYTHONPATH")]))
     options = f"-Dlog4j2.configurationFile={resource('conf/log4j2.properties').as_uri()}"
     wanted["spark.driver.extraJavaOptions"] = f"{options} {wanted.get('spark.driver.extraJavaOptions', '')}".strip()
     return builder.master(master).config(map=wanted).getOrCreate()
@@ -188,6 +190,11 @@ def progress(spark: SparkSession, label: str, every: float = 10.0) -> Iterator[N
 def _is_managed() -> bool:
     """Whether something else decides where Spark runs: spark-submit, Spark Connect or Databricks."""
     return any(name in os.environ for name in ("PYSPARK_GATEWAY_PORT", "SPARK_REMOTE", "DATABRICKS_RUNTIME_VERSION"))
+
+
+def _package_root() -> Path:
+    """The folder, or the zip, that lensspark is imported from."""
+    return Path(__file__).resolve().parents[1]
 
 
 def _cores() -> int:

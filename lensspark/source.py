@@ -12,7 +12,6 @@
 | packed | false | true: planes as bytes of little-endian float32 or int32 (`unpack`), which Spark moves faster |
 | plates | all | comma list of plate numbers |
 | keys | all | comma list of plate-mjd-fiberid[-run2d]: only these spectra |
-| units | | path of a list of files (`units_to_json`): nothing is listed or joined; layout, plates, keys say nothing |
 | absent | error | or skip: what to do about plates and keys that have no file |
 | target_partition_mb | 512 | bytes of input per partition; small inputs give each core of the driver one |
 | max_rows_per_batch | 512 | rows per Arrow batch |
@@ -24,31 +23,36 @@ environment of driver and executors (`spark.executorEnv.NAME`).
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
+from numpy.lib.stride_tricks import sliding_window_view
 from pyspark.sql.datasource import DataSource, DataSourceReader, InputPartition
 
 from lensspark import schema
 from lensspark.boss import LAYOUTS, PLANES, Key, Spectra, Unit, join_catalogues, read_unit, survey_files
+from lensspark.session import share
 from lensspark.spectrum import wavelength, window_pixels
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    import pandas as pd
+    from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import StructType
 
 KEY_TEXT = re.compile(r"(\d+)-(\d+)-(\d+)(?:-(.+))?")
 ARROW = {"int": pa.int32(), "long": pa.int64(), "float": pa.float32(), "double": pa.float64(), "string": pa.string(),
-         "binary": pa.binary(), "array<float>": pa.list_(pa.field("element", pa.float32(), nullable=False)),
+         "boolean": pa.bool_(), "binary": pa.binary(),
+         "array<float>": pa.list_(pa.field("element", pa.float32(), nullable=False)),
          "array<int>": pa.list_(pa.field("element", pa.int32(), nullable=False))}
+
+Work = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,6 @@ class Options:
     plates: frozenset[int] | None = None
     keys: frozenset[Key] | None = None
     absent: str = "error"
-    units: str = ""
     target_partition_mb: int = 512
     max_rows_per_batch: int = 512
 
@@ -167,7 +170,7 @@ def _count(name: str, text: str) -> int:
 
 _PARSERS: dict[str, Any] = {
     "layout": _layout, "window": _window, "beyond": _beyond, "columns": _columns, "packed": _packed, "plates": _plates,
-    "keys": _keys, "absent": _absent, "units": lambda name, text: text, "target_partition_mb": _count,
+    "keys": _keys, "absent": _absent, "target_partition_mb": _count,
     "max_rows_per_batch": _count,
 }
 
@@ -175,6 +178,30 @@ _PARSERS: dict[str, Any] = {
 def register(spark: SparkSession) -> None:
     """Make `spark.read.format("boss")` known to `spark`."""
     spark.dataSource.register(BossDataSource)
+
+
+def load(spark: SparkSession, root: str, **options: str) -> DataFrame:
+    """What `spark.read.format("boss").options(**options).load(root)` gives, planned in this process.
+
+    Spark plans a Python data source in three Python processes of its own, one after the other: seconds, each time.
+    """
+    reader = BossReader(parse_options({"path": root, **options}))
+    return map_files(spark, [part.units for part in reader.partitions()], reader.options, iter, reader.options.table)
+
+
+def map_files(spark: SparkSession, parts: Sequence[tuple[Unit, ...]], options: Options, work: Work,
+              table: schema.Table) -> DataFrame:
+    """`work` of the spectra (`batches`) in the files of each of `parts`, one task each; its rows are those of `table`.
+
+    They are worked on where they are read: what `work` does not give back never reaches the JVM.
+    """
+    shared = share(spark, tuple(parts))
+
+    def task(numbers: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        chosen = (shared.value[i] for batch in numbers for i in batch.column(0).to_pylist())
+        return work(batch for units in chosen for batch in batches(units, options))
+
+    return spark.range(0, len(parts), 1, len(parts)).mapInArrow(task, table.ddl)
 
 
 @dataclass
@@ -206,29 +233,12 @@ class BossReader(DataSourceReader):
 
     def partitions(self) -> list[Files]:
         o = self.options
-        if o.units:
-            units = _units_from_json(o.units)
-        else:
-            survey = survey_files(o.root, o.layout, o.plates, o.keys, o.absent == "skip")
-            units = join_catalogues(survey.units, survey.catalogues)
+        survey = survey_files(o.root, o.layout, o.plates, o.keys, o.absent == "skip")
+        units = join_catalogues(survey.units, survey.catalogues)
         return [Files(block) for block in blocks(units, o.target_partition_mb * 1_000_000, os.cpu_count() or 1)]
 
     def read(self, partition: Files) -> Iterator[pa.RecordBatch]:
         return batches(partition.units, self.options)
-
-
-def units_to_json(units: tuple[Unit, ...]) -> bytes:
-    """What the file of option `units` holds."""
-    return json.dumps([asdict(unit) for unit in units]).encode()
-
-
-def _units_from_json(path: str) -> tuple[Unit, ...]:
-    import fsspec
-
-    with fsspec.open(path) as file:
-        rows = json.load(file)
-    return tuple(Unit(**{name: tuple(map(tuple, value)) if isinstance(value, list) else value
-                         for name, value in row.items()}) for row in rows)
 
 
 def blocks(units: tuple[Unit, ...], target_bytes: int, at_least: int) -> list[tuple[Unit, ...]]:
@@ -278,7 +288,7 @@ def _widths(spectra: Spectra, options: Options) -> list[Spectra]:
             spectra.rows(np.flatnonzero(drawn))]
 
 
-def draw(columns: Mapping[str, list], share: float, seed: int) -> np.ndarray:
+def draw(columns: Mapping[str, list], share: float, seed: int | str) -> np.ndarray:
     """(n,) bool: which spectra of these key `columns` are among a random `share` of all; the same in every run."""
     text = (f"{seed}-{plate}-{mjd}-{fiberid}".encode() for plate, mjd, fiberid in
             zip(*(columns[name] for name in ("plate", "mjd", "fiberid")), strict=True))
@@ -305,9 +315,50 @@ def to_arrow(parts: list[Spectra], table: schema.Table) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, names=table.names)
 
 
-def unpack(plane: str, data: bytes) -> np.ndarray:
-    """The pixels of one spectrum's `plane`, (n_pix,) float32 or int32, from a column of option `packed`."""
-    return np.frombuffer(data, np.dtype(PLANES[plane]).newbyteorder("<"))
+@dataclass(frozen=True)
+class Packed:
+    """The pixels of n spectra one after the other: where each begins in `pixels`, and how many it has."""
+
+    pixels: np.ndarray
+    first: np.ndarray
+    lengths: np.ndarray
+    n_pix: int
+
+    def of(self, rows: np.ndarray, step: int = 0) -> np.ndarray:
+        """(len(rows), n_pix): from the pixel `step` on, of each of `rows`."""
+        if not len(rows):
+            return np.zeros((0, self.n_pix), self.pixels.dtype)
+        return sliding_window_view(self.pixels, self.n_pix)[self.first[rows] + step]
+
+
+def unpack(plane: str, column: pa.Array, n_pix: int) -> Packed:
+    """The pixels of a column of option `packed`, float32 or int32, without a copy.
+
+    Raises ValueError for a column that is not packed, and for a spectrum without `n_pix` pixels, or twice as many.
+    """
+    if column.type != pa.binary():
+        raise ValueError(f"{plane}: column of {column.type}, expected binary (option packed = true)")
+    _, offsets, data = column.buffers()
+    dtype = np.dtype(PLANES[plane]).newbyteorder("<")
+    ends = np.frombuffer(offsets, np.int32)[column.offset:column.offset + len(column) + 1] // dtype.itemsize
+    lengths = np.diff(ends)
+    wrong = set(lengths[column.is_valid().to_numpy(zero_copy_only=False)].tolist()) - {n_pix, 2 * n_pix}
+    if wrong:
+        raise ValueError(f"{plane}: spectra of {sorted(wrong)} pixels, expected {n_pix}, or twice as many")
+    return Packed(np.frombuffer(data or b"", dtype), ends[:-1], lengths, n_pix)
+
+
+def conform(batch: pa.RecordBatch, table: schema.Table, columns: Mapping[str, np.ndarray]) -> pa.RecordBatch:
+    """`batch` with the columns of `table`: its own, or in their place `columns`, NaN and None of which become null."""
+    arrays = [pa.array(columns[column.name], from_pandas=True).cast(ARROW[column.type]) if column.name in columns
+              else batch.column(column.name) for column in table.columns]
+    return pa.RecordBatch.from_arrays(arrays, names=table.names)
+
+
+def from_pandas(rows: pd.DataFrame, table: schema.Table) -> pa.RecordBatch:
+    """`rows` with the columns of `table`, NaN and None of which become null."""
+    fields = [(column.name, ARROW[column.type]) for column in table.columns]
+    return pa.RecordBatch.from_pandas(rows, schema=pa.schema(fields), preserve_index=False)
 
 
 def faults_to_arrow(faults: list[dict], table: schema.Table) -> pa.RecordBatch:

@@ -10,7 +10,7 @@ import pytest
 from astropy.io import fits
 from small_model import make_model
 
-from lensspark import config, exposures, measure, mock, schema, source
+from lensspark import config, exposures, measure, mock, schema
 from lensspark.config import resource
 from lensspark.eigen import Basis
 from lensspark.mock import files
@@ -70,7 +70,6 @@ def survey(tmp_path_factory):
 @pytest.fixture(scope="module")
 def gathered(spark, survey):
     """measuring.gathered of three hits, as the scoring stage would have found them."""
-    source.register(spark)
     rows = [(number, MJD, fibre, "v5_7_0", 150.0 + fibre, 10.0, 0.45, 0.45, 220.0, 20.0,
              0.9 if number == PLATE and fibre in (10, 13, 500) else 0.1, WAVE, FLUX, None)
             for number in (PLATE, PLATE + 2) for fibre in (9, 10, 11, 13, 500, 501)]
@@ -80,8 +79,7 @@ def gathered(spark, survey):
     scored = spark.createDataFrame(rows, ", ".join(f"{name} {types[name]}" for name in names))
     scored = schema.SCORED.conform(scored)
     wanted = measuring.targets(scored, SETTINGS)
-    pixels = measuring.read_targets(spark, str(survey), wanted, SETTINGS)
-    measured = measuring.measure_targets(pixels, make_model(), SETTINGS)
+    measured = measuring.measured(spark, str(survey), wanted, make_model(), SETTINGS)
     return wanted.toPandas(), measuring.gathered(wanted, measured, SETTINGS)
 
 
@@ -181,12 +179,12 @@ def test_a_file_that_the_system_can_no_longer_read_stops_the_search(spark, surve
     path.symlink_to(path)
     wanted = spark.createDataFrame(gathered[0], measuring.TARGETS.struct_type())
     with pytest.raises(Exception, match="0011.fits: cannot be read: OSError: Too many levels"):
-        measuring.read_targets(spark, str(root), wanted, SETTINGS).count()
+        measuring.measured(spark, str(root), wanted, make_model(), SETTINGS).count()
 
 
 def test_no_hits_no_reading(spark, survey):
     scored = schema.SCORED.conform(spark.createDataFrame([], schema.SCORED.struct_type()))
     wanted = measuring.targets(scored, SETTINGS)
-    assert measuring.read_targets(spark, str(survey), wanted, SETTINGS) is None
+    assert measuring.measured(spark, str(survey), wanted, make_model(), SETTINGS) is None
     got = measuring.gathered(wanted, None, SETTINGS)
     assert got.count() == 0 and {*measure.COLUMNS, "n_repeat"} <= set(got.columns)

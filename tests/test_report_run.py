@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from test_report import Page
 
-from lensspark import blocks, catalogue, config, inference, pipeline, report, schema, source
+from lensspark import catalogue, config, inference, pipeline, report, schema, source
 from lensspark.boss import read_unit, survey_files
 from lensspark.eigen import DLOGLAM
 from lensspark.mock import files, observe_plate
@@ -41,7 +41,8 @@ def run(basis, tmp_path_factory):
 def ledger(spark, run):
     """The ledger of the scored survey, without the evidence that needs a whole run."""
     source.register(spark)
-    scored = inference.score(blocks.read_selected(spark, run), run.model, run.config)
+    spectra = spark.read.format("boss").options(**inference.reading(run.model, run.config)).load(run.spectra)
+    scored = inference.score(spectra, run.model, run.config)
     pipeline.write_ledger(scored.where("reason IS NULL").drop("reason", "hdu"), run, by_plate=False)
     pipeline.write_overdensity(run, pd.DataFrame(columns=schema.OVERDENSITY.names))
     return spark.read.schema(schema.LEDGER.struct_type()).parquet(run.table("ledger"))

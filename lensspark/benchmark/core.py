@@ -182,14 +182,14 @@ def _alone(folder: Path, config: Config, barrier: Any, seconds: float) -> dict[s
     drawn, loglam0 = np.random.default_rng(0).random((2, len(rows))), np.full(len(rows), 3.58)
     role = np.where(drawn[0] < score.null_fraction, "both",
                     np.where(drawn[1] < score.null_shift_fraction, "shifted", "score")).astype(object)
-    planes = [[array if what == "shifted" else array[:n_pix] for array, what in
-               zip(spectra.planes[name][rows], role, strict=True)] for name in PLANES]
+    planes = [spectra.planes[name][rows] for name in PLANES]
 
     def infer() -> None:
         for i in range(0, len(rows), inference.AT_ONCE):
             part = slice(i, i + inference.AT_ONCE)
-            inference.search(scorer, [plane[part] for plane in planes], z[rows[part]], loglam0[part], role[part], n_pix,
-                             config.vetting.line_hits_snr)
+            near, wide = ([plane[part][:, at] for plane in planes] for at in (slice(n_pix), slice(n_pix, 2 * n_pix)))
+            far = [plane[role[part] == "shifted"] for plane in wide]
+            inference.search(scorer, near, far, z[rows[part]], loglam0[part], role[part], config.vetting.line_hits_snr)
 
     def read() -> None:
         read_unit(next(turn), PLANES, window)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lensspark import inference, measure
+from lensspark import inference, measure, source
 from lensspark.eigen import DLOGLAM
 from lensspark.spectrum import pixel, usable_ivar, wavelength
 from lensspark.vetting import measuring
@@ -69,7 +69,7 @@ def read(spark: SparkSession, run: Run, keys: Iterable[Key], planes: tuple[str, 
     wanted = set(keys)  # asked for by their numbers alone: RUN2D is text from a file, which might hold anything
     options = {"layout": run.config.read.layout, "window": window, "columns": ",".join(planes),
                "keys": ",".join(sorted({"-".join(map(str, key[:3])) for key in wanted}))}
-    frame = spark.read.format("boss").options(**options).load(run.spectra).where("reason IS NULL")
+    frame = source.load(spark, run.spectra, **options).where("reason IS NULL")
     rows = frame.select(*KEY, "loglam0", *planes).toPandas().sort_values(KEY)
     rows = rows[[key in wanted for key in rows[KEY].itertuples(index=False, name=None)]]
     start = np.rint(rows["loglam0"].to_numpy() / DLOGLAM).astype(int)

@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from lensspark import exposures, measure, schema
-from lensspark.boss import UNREADABLE, Fault, Key, full_files, read_exposures
+from lensspark import exposures, measure, schema, source
+from lensspark.boss import UNREADABLE, Fault, Key, full_files, read_exposures, survey_files
 from lensspark.config import Config
 from lensspark.counterpart import counterpart
 from lensspark.model import Model
+from lensspark.session import share, task_slots
 from lensspark.spectrum import mask_bits
 from lensspark.vetting import sky
 
@@ -27,6 +29,8 @@ HIT_KEY = [f"hit_{name}" for name in KEY]
 HIT, NEIGHBOUR, REPEAT = "hit", "neighbour", "repeat"
 OF_THE_HIT = ("line_wave", "line_flux", "z_lens", "vdisp", "vdisp_err")
 PLANES = ("flux", "ivar", "and_mask", "wdisp", "model")
+AT_ONCE = 64  # whole spectra that a worker holds
+PARTS_PER_CORE = 4  # hits are uneven
 SDSS_RUN2D = ("26", "103", "104")  # SDSS-I/II: two spectrographs of 320 fibres; BOSS: of 500
 _TYPES = {column.name: column for column in (*schema.KEY, *schema.CATALOGUE, *schema.SELECTION, *schema.LINE)}
 _VETTING = {column.name: column for column in schema.VETTING}
@@ -75,42 +79,41 @@ def _spectrograph(fiberid: str) -> Column:
     return F.floor((F.col(fiberid) - 1) / fibres)
 
 
-def read_targets(spark: SparkSession, spectra: str, wanted: DataFrame, config: Config) -> DataFrame | None:
-    """The pixels of `wanted` (TARGETS): its columns, `class`, `loglam0`, PLANES and `full`, a hit's full file or null.
+def measured(spark: SparkSession, spectra: str, wanted: DataFrame, model: Model, config: Config) -> DataFrame | None:
+    """MEASURED of `wanted` (TARGETS): a task reads some files of the tree `spectra`, and measures what is wanted of it.
 
     None if nothing is wanted. A spectrum that is broken outside the window of the search, or whose file is gone, has no
     row; a file that the system cannot read now, but could before, fails the task.
     """
-    rows = wanted.select(*KEY, "role").distinct().collect()  # names of spectra, a few for each hit
-    if not rows:
+    targets = wanted.toPandas()  # names and lines of spectra, a few for each hit
+    if targets.empty:
         return None
-    options = {"layout": config.read.layout, "window": "full", "columns": ",".join(PLANES), "absent": "skip",
-               "keys": ",".join({"-".join(map(str, row[:3])) for row in rows}),  # RUN2D is text from a file
-               "target_partition_mb": config.read.target_partition_mb, "max_rows_per_batch": 64}
-    pixels = spark.read.format("boss").options(**options).load(spectra)
-    failing = F.col("hdu").isNull() & F.startswith("reason", F.lit(UNREADABLE))
-    said = F.concat_ws(": ", "path", "reason")
-    pixels = pixels.where(F.when(failing, F.raise_error(said).cast("boolean")).otherwise(F.col("reason").isNull()))
-    full = full_files(spectra, {Key(*row[:4]) for row in rows if row["role"] == HIT})
-    types = schema.Table("full", (*schema.KEY, schema.Column("full", "string", "path of the full file"))).ddl
-    paths = spark.createDataFrame([(*key, path) for key, path in full.items()], types)
-    pixels = pixels.select(*KEY, "class", "loglam0", *PLANES).join(F.broadcast(wanted), on=KEY, how="inner")
-    return pixels.join(F.broadcast(paths), on=KEY, how="left")
+    keys = [Key(*row) for row in targets[KEY].itertuples(index=False, name=None)]
+    full = full_files(spectra, {key for key, role in zip(keys, targets["role"], strict=True) if role == HIT})
+    targets["full"] = [full.get(key) for key in keys]
+    units = survey_files(spectra, config.read.layout, keys=set(keys), skip_absent=True).units
+    parts = source.blocks(units, config.read.target_partition_mb * 1_000_000, PARTS_PER_CORE * (task_slots(spark) or 1))
+    shared, vetting = share(spark, (model.files, targets)), config.vetting
+    options = source.parse_options({"path": spectra, "window": "full", "columns": ",".join(PLANES),
+                                    "max_rows_per_batch": str(AT_ONCE)})
 
-
-def measure_targets(pixels: DataFrame, model: Model, config: Config) -> DataFrame:
-    """MEASURED of what `read_targets` gives."""
-    from lensspark.session import share
-
-    shared, vetting = share(pixels.sparkSession, model.files), config.vetting
-
-    def work(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        own = Model(shared.value)
+    def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        files, its_targets = shared.value
+        own = Model(files)
         for batch in batches:
-            if len(batch):
-                yield _measure(batch, own, vetting)
+            rows = _readable(batch.to_pandas()).merge(its_targets, on=KEY)
+            if len(rows):
+                yield source.from_pandas(_measure(rows, own, vetting), MEASURED)
 
-    return pixels.mapInPandas(work, MEASURED.ddl)
+    return source.map_files(spark, parts, options, work, MEASURED)
+
+
+def _readable(rows: pd.DataFrame) -> pd.DataFrame:
+    """Key, class and pixels of the rows without a fault; raises OSError for a file that cannot be read now."""
+    for row in rows[rows["reason"].notna() & rows["hdu"].isna()].itertuples():
+        if row.reason.startswith(UNREADABLE):
+            raise OSError(f"{row.path}: {row.reason}")
+    return rows.loc[rows["reason"].isna(), [*KEY, "class", "loglam0", *PLANES]]
 
 
 def _measure(batch: pd.DataFrame, model: Model, vetting: Any) -> pd.DataFrame:
