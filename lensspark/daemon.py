@@ -4,9 +4,11 @@
 sets it by itself; not with --py-files). Without it a search's Python workers spend a second each on imports.
 """
 
+import ctypes
 import gc
 import os
 import sys
+from contextlib import suppress
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a worker has one core
 # Spark puts its own copy of pyspark, a zip, before the installed one: importing from it takes three times as long.
@@ -17,6 +19,10 @@ import pyspark.daemon  # noqa: E402
 
 from lensspark import inference, kernels, profile  # noqa: E402, F401
 
+M_MMAP_THRESHOLD = -3  # mallopt(3)
+
 if __name__ == "__main__":
+    with suppress(OSError, AttributeError):  # glibc alone has it
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2 << 20)  # a plate's pixels go back to the system when searched
     gc.freeze()  # what the workers share stays shared: the collector does not write into it
     pyspark.daemon.manager()

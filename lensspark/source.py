@@ -261,31 +261,41 @@ def batches(units: tuple[Unit, ...], options: Options) -> Iterator[pa.RecordBatc
     pending: list[Spectra] = []
     faults: list[dict] = []
     limit, table = options.max_rows_per_batch, options.table
-    for unit in units:
-        spectra = read_unit(unit, options.columns, options.read_window)
-        faults += spectra.faults
-        for alike in _widths(spectra, options):
-            for first in range(0, len(alike), limit):
-                part = alike[first:first + limit]
-                if sum(map(len, pending)) + len(part) > limit:
-                    yield to_arrow(pending, table)
-                    pending = []
-                pending.append(part)
+    for part in _parts(units, options, faults):
+        if sum(map(len, pending)) + len(part) > limit:
+            yield to_arrow(pending, table)
+            pending = []
+        pending.append(part)
+        del part  # lest the pixels of a plate are kept while the next one is read
     if pending:
         yield to_arrow(pending, table)
     for first in range(0, len(faults), limit):
         yield faults_to_arrow(faults[first:first + limit], table)
 
 
-def _widths(spectra: Spectra, options: Options) -> list[Spectra]:
-    """`spectra` of one file, those that keep the pixels beyond the window apart from those that lose them."""
-    if options.read_window == options.window or not len(spectra):
-        return [spectra]
-    _, n_pix = window_pixels(options.window)
-    drawn = draw(spectra.columns, *options.beyond)
-    near = spectra.rows(np.flatnonzero(~drawn))
-    return [Spectra(near.columns, {name: plane[:, :n_pix] for name, plane in near.planes.items()}),
-            spectra.rows(np.flatnonzero(drawn))]
+def _parts(units: tuple[Unit, ...], options: Options, faults: list[dict]) -> Iterator[Spectra]:
+    """The spectra of `units`, at most `max_rows_per_batch` at a time; `faults` gets theirs."""
+    for unit in units:
+        for alike in _widths(unit, options):
+            faults += alike.faults
+            for first in range(0, len(alike), options.max_rows_per_batch):
+                yield alike[first:first + options.max_rows_per_batch]
+            del alike
+
+
+def _widths(unit: Unit, options: Options) -> Iterator[Spectra]:
+    """The spectra of `unit` in the window, then those drawn to have the pixels beyond it, read once more with them."""
+    spectra = read_unit(unit, options.columns, options.window)
+    drawn = draw(spectra.columns, *options.beyond) if len(spectra) else np.zeros(0, bool)
+    if not drawn.any():
+        yield spectra
+        return
+    faults, chosen = spectra.faults, [(spectra.columns["fiberid"][i], None) for i in np.flatnonzero(drawn)]
+    spectra = spectra.rows(np.flatnonzero(~drawn))
+    spectra.faults = faults
+    yield spectra
+    del spectra
+    yield read_unit(replace(unit, fibers=tuple(chosen)), options.columns, options.read_window)
 
 
 def draw(columns: Mapping[str, list], share: float, seed: int | str) -> np.ndarray:

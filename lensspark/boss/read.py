@@ -204,7 +204,8 @@ def _checked(
     good = np.array([i for i in range(n) if wanted[i] and i not in reasons], np.int64)
     columns = _columns(unit, header, {k: v[good] for k, v in table.items()}, found[good], [run2d[i] for i in good])
     columns["loglam0"] = [place.loglam0] * len(good)
-    planes = {plane: place.place(array[good].astype(PLANES[plane], copy=False)) for plane, array in pixels.items()}
+    kept = (lambda array: array) if len(good) == n else (lambda array: array[good])  # no copy of a whole good plate
+    planes = {plane: place.place(kept(array).astype(PLANES[plane], copy=False)) for plane, array in pixels.items()}
     return Spectra(columns, planes, faults)
 
 
