@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 from lensspark import __version__, catalogue, config, detectors, metrics
 from lensspark.checked import ConfigError, between, field, section
@@ -209,8 +209,8 @@ def _share(name: str, hits: Any, confidence: float, least: float | None = None, 
 def limit_of_share(k: int, n: int, confidence: float, lower: bool) -> float:
     """The one-sided limit of a share of which k of n were seen (Clopper & Pearson 1934); 0 or 1 where it is none."""
     if lower:
-        return float(beta.ppf(1 - confidence, k, n - k + 1)) if k else 0.0
-    return float(beta.ppf(confidence, k + 1, n - k)) if k < n else 1.0
+        return float(betaincinv(k, n - k + 1, 1 - confidence)) if k else 0.0
+    return float(betaincinv(k + 1, n - k, confidence)) if k < n else 1.0
 
 
 def text(verdict: dict[str, Any]) -> str:

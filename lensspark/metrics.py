@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
-from scipy.stats import spearmanr
 
 SNR_EDGES = (4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, np.inf)
 CALIBRATION_BINS = 15  # Guo et al. 2017, arXiv:1706.04599
@@ -69,4 +68,6 @@ def calibration_error(labels: np.ndarray, p: np.ndarray, bins: int = CALIBRATION
 
 def rank_correlation(scores: np.ndarray, snr: np.ndarray) -> float:
     """Spearman's rank correlation; NaN for fewer than three."""
+    from scipy.stats import spearmanr  # a second of imports that no search needs
+
     return float(spearmanr(scores, snr).statistic) if len(scores) > 2 else float("nan")

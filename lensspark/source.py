@@ -186,7 +186,8 @@ def load(spark: SparkSession, root: str, **options: str) -> DataFrame:
     Spark plans a Python data source in three Python processes of its own, one after the other: seconds, each time.
     """
     reader = BossReader(parse_options({"path": root, **options}))
-    return map_files(spark, [part.units for part in reader.partitions()], reader.options, iter, reader.options.table)
+    return map_files(spark, [part.units for part in reader.partitions()], reader.options, lambda rows: rows,
+                     reader.options.table)
 
 
 def map_files(spark: SparkSession, parts: Sequence[tuple[Unit, ...]], options: Options, work: Work,

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from scipy.stats import chi2
+from scipy.special import gammaincinv
 
 from lensspark import config
 from lensspark.vetting.cuts import CUTS, Veto
@@ -37,7 +37,7 @@ ARTEFACT = (Veto.MASK_FRACTION | Veto.LINE_HITS | Veto.OVERDENSITY_LENS | Veto.O
 
 def upper_limit(n: np.ndarray) -> np.ndarray:
     """The expectation that gives `n` or fewer events with probability 1 - CONFIDENCE; 1.84 for none."""
-    return chi2.ppf(CONFIDENCE, 2 * (np.asarray(n) + 1)) / 2
+    return gammaincinv(np.asarray(n) + 1, CONFIDENCE)
 
 
 def q_values(scores: np.ndarray, nulls: np.ndarray, weight: float) -> np.ndarray:

@@ -18,7 +18,7 @@ import pandas as pd
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from scipy.ndimage import maximum_filter1d, median_filter
-from scipy.stats import norm, poisson
+from scipy.special import gammainc, ndtri
 
 from lensspark import schema
 from lensspark.config import Vetting
@@ -37,6 +37,11 @@ def counted(vetting: Vetting) -> Column:
     return F.coalesce(line & clear, F.lit(False)) & F.col("known_lens").isNull()
 
 
+def at_least(n: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Poisson probability of `n` or more where `expected` are expected; both >= 0, of one shape."""
+    return np.where(np.asarray(n) > 0, gammainc(np.maximum(n, 1), expected), 1.0)
+
+
 def excess(counts: np.ndarray, expected: np.ndarray, capped: bool = True) -> np.ndarray:
     """By how many sigma `counts` are above `expected`: (n - m) / sqrt(m), if `capped` no more than Poisson's tail says.
 
@@ -46,7 +51,7 @@ def excess(counts: np.ndarray, expected: np.ndarray, capped: bool = True) -> np.
     above = (counts - expected) / np.sqrt(expected)
     if not capped:
         return above
-    tail = norm.isf(np.maximum(poisson.sf(counts - 1, expected), 1e-300))
+    tail = -ndtri(np.maximum(at_least(counts, expected), 1e-300))
     return np.where(counts > expected, np.minimum(above, tail), above)
 
 
@@ -141,7 +146,7 @@ def group_excess(spectra: pd.Series, found: pd.Series, frame: str, settings: Vet
     """schema.OVERDENSITY's rows of the groups in `spectra` (scored spectra by group), with `found` lines in them."""
     n = found.reindex(spectra.index, fill_value=0).to_numpy()
     expected = spectra.to_numpy() * (n.sum() / max(spectra.sum(), 1))
-    probability = poisson.sf(n - 1, expected)  # of n or more
+    probability = at_least(n, expected)
     above = np.where(expected > 0, excess(n, np.where(expected > 0, expected, 1.0), settings.overdensity_poisson), 0.0)
     return pd.DataFrame({
         "frame": frame, "bin": spectra.index.to_numpy(), "value": spectra.index.to_numpy().astype(float), "n": n,
@@ -173,7 +178,7 @@ def with_same_wave(lines: DataFrame, settings: Vetting, n_pix: int) -> DataFrame
 
     @F.pandas_udf("double")
     def probability(n: pd.Series, others: pd.Series) -> pd.Series:
-        return pd.Series(poisson.sf(n - 1, others * width), index=n.index)
+        return pd.Series(at_least(n, others * width), index=n.index)
 
     counts = together.select(*KEY, F.col("n_same_wave").cast("int").alias("n_same_wave"),
                              probability("n_same_wave", "n_others").alias("p_same_wave"))
