@@ -12,7 +12,7 @@ import pytest
 from small_model import make_model
 from small_survey import simulate_mixed
 
-from lensspark import catalogue, config, inference, manifest, pipeline, schema
+from lensspark import catalogue, config, inference, manifest, pipeline, schema, source
 from lensspark.boss import survey_files
 from lensspark.session import EXIT_DONE, EXIT_QUARANTINE
 
@@ -135,6 +135,18 @@ def test_null_searches_fill_their_own_columns_and_are_those_of_the_spectrum_upsi
     np.testing.assert_allclose(chosen["null_snr"], found["line_snr"], rtol=1e-3, atol=1e-3)
     nulls = json.loads((out / "run.json").read_text())["funnel"]["nulls"]
     assert nulls["n_null"] == both.sum() and nulls["n_sky"] == sky.sum()
+
+
+def test_spectra_that_pass_through_spark_are_scored_as_those_that_do_not(spark, survey, finished):
+    """predict's tasks read what they score; a DataFrame of the data source gives the same."""
+    out, _, run = finished
+    source.register(spark)
+    spectra = spark.read.format("boss").options(**inference.reading(run.model, run.config)).load(str(survey))
+    rows = inference.score(spectra, run.model, run.config).toPandas()
+    good = rows[rows["reason"].isna()].sort_values(KEY).reset_index(drop=True)
+    names = [name for name in schema.SCORED.names if name not in ("reason", "hdu")]
+    pd.testing.assert_frame_equal(good[names], ledger_of(out)[names], rtol=1e-4, atol=1e-5, check_dtype=False)
+    assert len(rows) - len(good) == len(pd.read_parquet(out / "quarantine"))
 
 
 @pytest.mark.parametrize("rows", [1, 7])

@@ -25,18 +25,32 @@ BITPIX = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 TFORM = {"L": "S1", "B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8", "C": ">c8", "M": ">c16",
          "A": "S", "P": ">i8", "Q": ">c16"}
 
+_ABSENT = object()
+
 
 class Header:
-    """One HDU's header: `get(keyword, default)`; values are parsed when asked for."""
+    """One HDU's header: `get(keyword, default)`; a card is looked for and parsed when asked for, and kept."""
 
     def __init__(self, raw: bytes, hdu: int):
         self.raw, self.hdu = raw, hdu
-        cards = (raw[i:i + 80] for i in range(len(raw) - 80, -1, -80))  # backwards: of twins the first one counts
-        self.cards = {card[:8].rstrip().decode("latin-1"): card for card in cards if card[8:10] == b"= "}
+        self._known: dict[str, Any] = {}
+
+    def __contains__(self, keyword: str) -> bool:
+        return self.get(keyword, _ABSENT) is not _ABSENT
 
     def get(self, keyword: str, default: Any = None) -> Any:
-        card = self.cards.get(keyword)
-        return default if card is None else self._value(card)
+        value = self._known.get(keyword)
+        if value is None:
+            value = self._known[keyword] = self._find(keyword)
+        return default if value is _ABSENT else value
+
+    def _find(self, keyword: str) -> Any:
+        """The value of the first card of that name."""
+        name = keyword.encode("latin-1").ljust(8) + b"= "
+        at = self.raw.find(name)
+        while at % 80 and at >= 0:
+            at = self.raw.find(name, at + 1)
+        return _ABSENT if at < 0 else self._value(self.raw[at:at + 80])
 
     def number(self, keyword: str, default: Any = None) -> Any:
         """A numeric value; Fault if it is missing without a default, or no number."""
@@ -113,8 +127,8 @@ def hdus(stream: Stream, last: int) -> list[HDU]:
         if number > last and not _begins_extension(stream, offset):
             break
         raw = _header_bytes(stream, offset, number)
-        header = Header(raw, number)
-        unit = HDU(stream, number, header, offset, offset + len(raw), _data_bytes(header))
+        header, nbytes = _header(raw, number)
+        unit = HDU(stream, number, header, offset, offset + len(raw), nbytes)
         if unit.data + unit.nbytes > stream.size:
             raise Fault(
                 f"truncated: the header claims data up to byte {unit.data + unit.nbytes}, the file has {stream.size}",
@@ -152,6 +166,12 @@ def _end_card(raw: bytes) -> int | None:
     while end >= 0 and end % 80:
         end = raw.find(b"END" + b" " * 77, end + 1)
     return end if end >= 0 else None
+
+
+@lru_cache(maxsize=32)  # a plate's spec files have equal headers, but for the first one of each
+def _header(raw: bytes, hdu: int) -> tuple[Header, int]:
+    header = Header(raw, hdu)
+    return header, _data_bytes(header)
 
 
 def _data_bytes(header: Header) -> int:

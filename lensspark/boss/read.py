@@ -86,10 +86,10 @@ def _read_spec(unit: Unit, planes: tuple[str, ...], window: Window) -> Spectra:
         primary, coadd, row = (_hdu(found, i, what) for i, what in enumerate(("primary", "coadd", "catalogue")))
         for used in found:
             used.verify()
-        if "COEFF1" in primary.header.cards:
+        if "COEFF1" in primary.header:
             check_step(primary.header.number("COEFF1"))
         loglam = read_table(coadd, ("LOGLAM",), essential=SPEC_ESSENTIAL)["LOGLAM"]
-        coeff0 = primary.header.number("COEFF0") if "COEFF0" in primary.header.cards else None
+        coeff0 = primary.header.number("COEFF0") if "COEFF0" in primary.header else None
         start = grid_start(loglam, coeff0)
         place = placement(start, len(loglam), window)
         names = tuple(plane.upper() for plane in planes)

@@ -63,7 +63,7 @@ def histogram(counts: dict[int, int], settings: Vetting, frame: str, span: tuple
     empty bins lies on each side of what is occupied.
     """
     if not counts:
-        return pd.DataFrame(columns=schema.OVERDENSITY.names)
+        return group_excess(pd.Series(dtype=int), pd.Series(dtype=int), frame, settings)  # no rows
     beside = settings.overdensity_median_bins // 2 + settings.overdensity_grow
     low, high = span or (min(counts) - beside, max(counts) + beside)
     bins = np.arange(min(low, *counts), max(high, *counts) + 1)
