@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lensspark import catalogue, inference, manifest, schema, source
+from lensspark import catalogue, inference, manifest, schema, source, store
 from lensspark.boss import Unit, absolute
 from lensspark.run import Run
 from lensspark.selection import select
@@ -139,7 +139,7 @@ def write_block(spark: SparkSession, run: Run, block: Block) -> dict[str, Any]:
     path = run.path(f"{BLOCKS}/{block.name}.units.json")
     catalogue.write_file(path, source.units_to_json(block.units))
     rows = inference.score(read_selected(spark, run, path), run.model, run.config)
-    rows.write.mode("overwrite").parquet(run.table(f"{SCORED}/{block.name}"))
+    store.write(rows, run.path(f"{SCORED}/{block.name}"))
     record = {"stamps": block.stamps, "plates": block.plates, "nbytes": block.nbytes,
               "spectra": read(spark, run, [block.name]).count()}
     catalogue.write_file(run.path(f"{BLOCKS}/{block.name}.json"), json.dumps(record).encode())
@@ -152,7 +152,7 @@ def read(spark: SparkSession, run: Run, names: list[str]) -> DataFrame:
     """The rows of the blocks `names`."""
     if not names:
         return spark.createDataFrame([], schema.SCORED.struct_type())
-    return spark.read.schema(schema.SCORED.struct_type()).parquet(*(run.table(f"{SCORED}/{name}") for name in names))
+    return store.read(spark, [run.path(f"{SCORED}/{name}") for name in names], schema.SCORED.struct_type())
 
 
 def read_selected(spark: SparkSession, run: Run, units: str = "") -> DataFrame:
