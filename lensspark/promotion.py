@@ -57,7 +57,7 @@ def products(out: str) -> str:
     fs, place = fsspec.core.url_to_fs(join(out, CARD))
     try:
         card = json.loads(fs.cat_file(place))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return out
     return join(out, folder) if (folder := pointed(card)) else out
 
