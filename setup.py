@@ -16,7 +16,7 @@ TRAIN = ["tensorflow-cpu>=2.20; platform_machine == 'x86_64' and sys_platform ==
          "tensorflow>=2.20; platform_machine != 'x86_64' or sys_platform != 'linux'",
          "petastorm==0.12.1", "pyarrow<15", "numpy<2"]  # petastorm 0.12.1 needs the old pyarrow and numpy
 PLOTS = ["matplotlib>=3.8"]
-S3 = ["s3fs>=2024.2"]
+S3 = ["s3fs>=2024.10"]
 CONNECT = ["pyspark[connect]>=4.0"]  # to search through a Spark Connect server
 DELTA = ["deltalake>=1"]  # output.format = "delta" off Databricks
 MLFLOW = ["mlflow-skinny>=3"]  # training.mlflow

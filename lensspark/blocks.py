@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lensspark import catalogue, inference, manifest, schema, source
+from lensspark import catalogue, inference, manifest, schema, source, store
 from lensspark.boss import Unit
 from lensspark.run import Run
 from lensspark.session import task_slots
@@ -140,8 +140,7 @@ def write_block(spark: SparkSession, run: Run, block: Block) -> dict[str, Any]:
     settings, seen = run.config.read, Observation()
     parts = source.blocks(block.units, settings.target_partition_mb * 1_000_000, task_slots(spark) or 1)
     rows = inference.score_files(spark, run.spectra, parts, run.model, run.config)
-    rows = rows.observe(seen, F.count(F.lit(1)).alias("spectra"))
-    rows.write.mode("overwrite").parquet(run.table(f"{SCORED}/{block.name}"))
+    store.write(rows.observe(seen, F.count(F.lit(1)).alias("spectra")), run.path(f"{SCORED}/{block.name}"))
     record = {"stamps": block.stamps, "plates": block.plates, "nbytes": block.nbytes, "spectra": seen.get["spectra"]}
     catalogue.write_file(run.path(f"{BLOCKS}/{block.name}.json"), json.dumps(record).encode())
     if run.progress:
@@ -153,4 +152,4 @@ def read(spark: SparkSession, run: Run, names: list[str]) -> DataFrame:
     """The rows of the blocks `names`."""
     if not names:
         return spark.createDataFrame([], schema.SCORED.struct_type())
-    return spark.read.schema(schema.SCORED.struct_type()).parquet(*(run.table(f"{SCORED}/{name}") for name in names))
+    return store.read(spark, [run.path(f"{SCORED}/{name}") for name in names], schema.SCORED.struct_type())

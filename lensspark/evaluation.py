@@ -25,12 +25,15 @@ SOURCES = ("lya", "oii")  # kinds whose line comes from another galaxy than the 
 
 def of_run(spark: Any, run: str, truth: str) -> str:
     """`evaluate` and `evaluate_vetting` of the run in the folder or URL `run` as text, and in its evaluation.json."""
+    from lensspark import schema, store
     from lensspark.catalogue import join, write_file
-    from lensspark.run import finished_run, spark_path
+    from lensspark.promotion import products
+    from lensspark.run import finished_run
 
-    finished = finished_run(run)
-    ledger = spark.read.parquet(spark_path(join(run, "ledger"))).where("p_line IS NOT NULL").toPandas()
-    known = spark.read.parquet(spark_path(truth)).toPandas()
+    place = products(run)
+    finished = finished_run(place)
+    ledger = store.read(spark, join(place, "ledger"), schema.LEDGER.struct_type())
+    ledger, known = ledger.where("p_line IS NOT NULL").toPandas(), store.read(spark, truth).toPandas()
     figures = evaluate(ledger, known, finished.score.threshold, finished.input)
     figures["vetting"] = evaluate_vetting(ledger, known, finished.input)
     write_file(join(run, "evaluation.json"), json.dumps(figures, indent=1).encode())

@@ -1,12 +1,13 @@
 """One run at a time in a folder: RUN/run.lock names who holds it, and its time of change shows that he is alive.
 
-On a file system it is made in one step (O_EXCL). An object store has no such step: two runs that start within the same
-second may both believe that they hold it, until the first beat of one of them.
+On a file system it is made in one step (O_EXCL), on S3 too (If-None-Match). Where a store has no such step, two runs
+that start within the same second may both believe that they hold it, until the first beat of one of them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -46,7 +47,14 @@ class Lock:
         if not self.local:
             if self.fs.exists(self.path):
                 return False
-            self._write()
+            try:
+                self._write(**({"mode": "create"} if "s3" in self.fs.protocol else {}))
+            except OSError as error:
+                if error.errno != errno.ENOSYS:
+                    if self.fs.exists(self.path):
+                        return False
+                    raise
+                self._write()  # like S3, but without If-None-Match
             return self.held_by()["token"] == self.facts["token"]
         self.fs.makedirs(self.fs._parent(self.path), exist_ok=True)
         try:
@@ -57,8 +65,8 @@ class Lock:
             json.dump(self.facts, file)
         return True
 
-    def _write(self) -> None:
-        self.fs.pipe_file(self.path, json.dumps(self.facts | {"alive": time.time()}).encode())
+    def _write(self, **how: str) -> None:
+        self.fs.pipe_file(self.path, json.dumps(self.facts | {"alive": time.time()}).encode(), **how)
 
     def held_by(self) -> dict[str, Any]:
         """The holder's facts and `age`, seconds since the last beat; without a token where they cannot be read."""

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lensspark import blocks, catalogue, delta, gate, inference, manifest, report, schema, vetting
+from lensspark import blocks, catalogue, delta, gate, inference, manifest, report, schema, store, vetting
 from lensspark.config import Config
 from lensspark.lines import source_redshift
 from lensspark.model import Model
 from lensspark.progress import line
+from lensspark.promotion import products
 from lensspark.redaction import refuse_passwords
-from lensspark.run import Run, claim, finished_card, promote, spark_path
+from lensspark.run import Run, claim, finished_card, promote
 from lensspark.session import EXIT_DONE, EXIT_QUARANTINE
 from lensspark.vetting import evidence, measuring
 from lensspark.vetting.known import read_known
@@ -43,7 +44,7 @@ def plan(spectra: str, out: str, settings: Config, resume: bool = False, increme
     inference.engine.choose(settings.score.engine)
     delta.check(settings)
     if incremental:
-        delta.check_final(out)
+        delta.check_final(products(out))
     window = dataclasses.replace(settings.read, window=model.window)
     settings = dataclasses.replace(settings, read=window, input=model.input, network=model.network)
     lenses = read_known(settings.vetting.known_lenses)
@@ -93,7 +94,7 @@ def carried(spark: SparkSession, run: Run, found: manifest.Changes) -> DataFrame
     from pyspark.sql import functions as F
 
     def rows(table: schema.Table, name: str) -> DataFrame:
-        df = spark.read.schema(table.struct_type()).parquet(spark_path(run.product(name)))
+        df = store.read(spark, run.product(name), table.struct_type())
         return schema.SCORED.conform(df.select(*(column for column in table.names if column in schema.SCORED.names)))
 
     old, new = run.former, run.manifest
@@ -126,8 +127,8 @@ def check_unaltered(run: Run) -> None:
 
 def keep(spark: SparkSession, run: Run, df: DataFrame, name: str) -> DataFrame:
     """`df`, a small table, stored below the run's folder until its end."""
-    df.write.mode("overwrite").parquet(run.table(f"_{name}"))
-    return spark.read.schema(df.schema).parquet(run.table(f"_{name}"))
+    store.write(df, run.path(f"_{name}"))
+    return store.read(spark, run.path(f"_{name}"), df.schema)
 
 
 def write_verdicts(spark: SparkSession, rows: DataFrame, run: Run, by_plate: bool = False) -> dict[str, Any]:
@@ -137,19 +138,19 @@ def write_verdicts(spark: SparkSession, rows: DataFrame, run: Run, by_plate: boo
     """
     hits = rows.where(measuring.is_hit(run.config))
     present = [name for name in schema.VETTING_NAMES if name in rows.columns and name not in evidence.COLUMNS]
-    store = partial(keep, spark, run)
-    found = evidence.gather(rows, hits.select(*measuring.KEY, *present), run.known_lenses, run.config, store)
+    stored = partial(keep, spark, run)
+    found = evidence.gather(rows, hits.select(*measuring.KEY, *present), run.known_lenses, run.config, stored)
     write_overdensity(run, found.overdensity)
     write_ledger(evidence.attach(rows, found.hits), run, by_plate)
-    ledger = spark.read.schema(schema.LEDGER.struct_type()).parquet(run.table("ledger"))
-    quarantine = spark.read.schema(schema.QUARANTINE.struct_type()).parquet(run.table("quarantine"))
+    ledger = store.read(spark, run.path("ledger"), schema.LEDGER.struct_type())
+    quarantine = store.read(spark, run.path("quarantine"), schema.QUARANTINE.struct_type())
     ranges = evidence.overdensity_ranges(found.overdensity, run.config.vetting.overdensity_bin_px)
     return vetting.funnel(ledger, run.config, quarantine.count()) | {"nulls": found.nulls, "overdensity": ranges}
 
 
 def publish(spark: SparkSession, run: Run, funnel: dict[str, Any]) -> int:
     """Candidates, report and run card of a vetted run; the exit code."""
-    ledger = spark.read.schema(schema.LEDGER.struct_type()).parquet(run.table("ledger"))
+    ledger = store.read(spark, run.path("ledger"), schema.LEDGER.struct_type())
     with run.stage("publish") as facts:
         table = catalogue.candidates(ledger).toPandas()
         made = run.path("").rstrip("/")
@@ -164,7 +165,7 @@ def publish(spark: SparkSession, run: Run, funnel: dict[str, Any]) -> int:
 
 def write_quarantine(faults: DataFrame, run: Run) -> None:
     faults = faults.select(*schema.QUARANTINE.names)
-    schema.QUARANTINE.conform(faults).coalesce(1).write.mode("overwrite").parquet(run.table("quarantine"))
+    store.write(schema.QUARANTINE.conform(faults).coalesce(1), run.path("quarantine"))
 
 
 def write_ledger(rows: DataFrame, run: Run, by_plate: bool) -> None:
@@ -176,8 +177,7 @@ def write_ledger(rows: DataFrame, run: Run, by_plate: bool) -> None:
                                  "z_source": F.when(F.col("is_hit"), source_redshift(F.col("line_wave")))})
     ledger = schema.LEDGER.conform(vetted)
     ledger = ledger if by_plate else ledger.repartition("plate")
-    (ledger.sortWithinPartitions("plate", "mjd", "fiberid", "run2d")
-     .write.mode("overwrite").partitionBy("plate").parquet(run.table("ledger")))
+    store.write(ledger.sortWithinPartitions("plate", "mjd", "fiberid", "run2d"), run.path("ledger"), by="plate")
 
 
 def write_overdensity(run: Run, table: pd.DataFrame) -> None:

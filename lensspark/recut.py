@@ -6,11 +6,12 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lensspark import catalogue, config, delta, grades, identity, manifest, pipeline, schema
+from lensspark import catalogue, config, delta, grades, identity, manifest, pipeline, schema, store
 from lensspark.catalogue import join
 from lensspark.config import Config
 from lensspark.model import Model
-from lensspark.run import Run, claim, finished_card, spark_path
+from lensspark.promotion import products
+from lensspark.run import Run, claim, finished_card
 from lensspark.vetting import CUTS, evidence
 from lensspark.vetting.known import read_known
 
@@ -42,7 +43,7 @@ def plan(parent: str, out: str, files: list[str], settings: list[str], graded: s
     wanted = config.over(before, files, settings)
     _check_free(before, wanted)
     delta.check(wanted)
-    delta.check_final(parent)
+    delta.check_final(products(parent))
     facts: dict[str, Any] = {"parent": parent, "parent_run_id": card["run_id"]}
     people = None
     if graded:
@@ -86,7 +87,7 @@ def recut(spark: SparkSession, run: Run, parent: str) -> int:
 
     with run.working(spark):
         with run.stage("vet") as facts:
-            read = partial(_read, spark, parent)
+            read = partial(_read, spark, products(parent))
             pipeline.write_quarantine(read(schema.QUARANTINE, "quarantine"), run)
             rows = read(schema.LEDGER, "ledger").drop("veto", "run_id", "model_sha256", *evidence.COLUMNS)
             if run.grades is not None:
@@ -99,7 +100,7 @@ def recut(spark: SparkSession, run: Run, parent: str) -> int:
 
 def _read(spark: SparkSession, parent: str, table: schema.Table, name: str) -> DataFrame:
     # Columns that are younger than the run are null.
-    return spark.read.schema(table.struct_type()).parquet(spark_path(join(parent, name)))
+    return store.read(spark, join(parent, name), table.struct_type())
 
 
 def graded(rows: DataFrame, people: pd.DataFrame) -> DataFrame:

@@ -1,25 +1,22 @@
-"""A run's folder: who may write in it, where an unfinished result lies, and how it takes the place of the former one.
+"""A run's folder: who may write in it, and what it takes up, replaces or refuses there.
 
     RUN/run.lock          a run is at work (lock.py)
     RUN/progress.json     where it is (progress.py)
-    RUN/_staging/         all that it has made so far; run.started.json tells what it is
-    RUN/_promoting/       a finished result that is being moved to its place; the next run ends what was cut off
-    RUN/_former/          what had to make room for it
+    RUN/_staging/         all that it has made so far (on an object store elsewhere: promotion.py); run.started.json
+                          tells what it is
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lensspark import __version__, catalogue, config, lock, manifest
+from lensspark import __version__, catalogue, config, lock, manifest, promotion
 from lensspark.catalogue import join
 from lensspark.config import Config
 from lensspark.lock import Lock
@@ -27,6 +24,7 @@ from lensspark.manifest import Manifest
 from lensspark.model import Model
 from lensspark.progress import NAME as PROGRESS
 from lensspark.progress import Progress, line
+from lensspark.promotion import CARD, FORMER, PROMOTING, RESULTS, STAGING, STARTED, names, products
 from lensspark.redaction import without_credentials
 
 if TYPE_CHECKING:
@@ -35,10 +33,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CARD, STARTED = "run.json", "run.started.json"
-STAGING, PROMOTING, FORMER, KEPT = "_staging", "_promoting", "_former", "former-"
-RESUMED = ("_scored", "_blocks")  # of the staging folder, what --resume takes up (blocks.py)
-OURS = {CARD, STARTED, STAGING, PROMOTING, FORMER, PROGRESS, lock.NAME}  # a folder that holds one of these is a run's
+RESUMED = ("_scored", "_blocks")  # of the folder that a run writes, what --resume takes up (blocks.py)
+# A folder that holds one of these is a run's.
+OURS = {CARD, STARTED, STAGING, PROMOTING, FORMER, RESULTS, PROGRESS, lock.NAME}
 
 
 @dataclass
@@ -60,6 +57,7 @@ class Run:
     former: Manifest | None = None  # of the finished run in `out`, whose rows are taken over
     lock: Lock | None = None
     progress: Progress | None = None
+    folder: str = STAGING  # below `out`: where the run writes
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -73,14 +71,11 @@ class Run:
 
     def path(self, name: str) -> str:
         """Where the run writes `name`, until it is finished."""
-        return join(self.out, f"{STAGING}/{name}")
+        return join(self.out, f"{self.folder}/{name}")
 
     def product(self, name: str) -> str:
-        """Where `name` lies once the run is finished."""
-        return join(self.out, name)
-
-    def table(self, name: str) -> str:
-        return spark_path(self.path(name))
+        """Where `name` of the finished run lies: of the former one, until this one takes its place."""
+        return join(products(self.out), name)
 
     @contextmanager
     def working(self, spark: SparkSession) -> Iterator[None]:
@@ -115,11 +110,6 @@ class Run:
             "configuration": self.configuration})
 
 
-def spark_path(path: str) -> str:
-    """`path` as Spark takes it: a local path stays local where the cluster's default file system is another."""
-    return path if "://" in path or "DATABRICKS_RUNTIME_VERSION" in os.environ else Path(path).resolve().as_uri()
-
-
 def finished_card(out: str) -> dict[str, Any]:
     """run.json of the finished run in `out`. Raises ValueError if there is none."""
     try:
@@ -136,8 +126,8 @@ def finished_run(out: str) -> Config:
 def _read_card(path: str) -> dict[str, Any]:
     import fsspec
 
-    with fsspec.open(path) as file:
-        card = json.load(file)
+    fs, place = fsspec.core.url_to_fs(path)  # not opened: file systems remember the size of what they have listed
+    card = json.loads(fs.cat_file(place))
     return card | {"configuration": config.stored(card["configuration"]).as_dict()}
 
 
@@ -152,7 +142,7 @@ def claim(run: Run, resume: bool = False, incremental: bool = False) -> bool:
 
     fs, place = fsspec.core.url_to_fs(run.out)
     try:
-        there = _names(fs, place)
+        there = names(fs, place)
         if there and not there & OURS:
             raise ValueError(f"--out {run.out}: is not empty and holds no run; take a new folder")
         if PROMOTING not in there and CARD in there and (incremental or resume) and _is_done(run, incremental):
@@ -181,32 +171,27 @@ def _is_done(run: Run, incremental: bool) -> bool:
 
 
 def _prepare(fs: Any, place: str, run: Run, resume: bool, incremental: bool) -> None:
-    end_promotion(fs, place)
-    there = _names(fs, place)
+    promotion.end(fs, place)
+    there = names(fs, place)
     if CARD in there:
         _check_same(run, finished_card(run.out), incremental)
         run.former = _former(run) if incremental else None
-    for name in sorted(there & {STAGING, STARTED}):  # the latter: of older versions
-        path = f"{place}/{STAGING}/{STARTED}" if name == STAGING else f"{place}/{STARTED}"
+    for folder in ["", *promotion.unfinished_folders(fs, place)]:  # "": of older versions
+        path = f"{place}/{folder}/{STARTED}" if folder else f"{place}/{STARTED}"
         if fs.exists(path):
             _check_same(run, _read_card(fs.unstrip_protocol(path)), True)
-    kept = STAGING if resume else ""
+    run.folder = promotion.working_folder(fs, place, run.run_id, resume)
+    kept = {RESULTS, STAGING} if resume else {RESULTS}
     for name in there:
-        if name in (STARTED, PROGRESS) or name.startswith(f".{PROGRESS}.") or (name.startswith("_") and name != kept):
+        if name in (STARTED, PROGRESS) or name.startswith(f".{PROGRESS}.") or (
+                name.startswith("_") and name not in kept):
             fs.rm(f"{place}/{name}", recursive=True)
-    for name in _names(fs, f"{place}/{STAGING}") - set(RESUMED):
-        fs.rm(f"{place}/{STAGING}/{name}", recursive=True)
-    if resume and not _names(fs, f"{place}/{STAGING}"):
+    promotion.tidy(fs, place, run.config.limits.keep_former, run.folder)
+    for name in names(fs, f"{place}/{run.folder}") - set(RESUMED):
+        fs.rm(f"{place}/{run.folder}/{name}", recursive=True)
+    if resume and not names(fs, f"{place}/{run.folder}"):
         log.info(line("resume", nothing_to_resume_in=run.out))
     catalogue.write_file(run.path(STARTED), json.dumps(run.card(), indent=1).encode())
-
-
-def _names(fs: Any, place: str) -> set[str]:
-    """What the folder holds; nothing where there is none."""
-    fs.invalidate_cache()
-    if not fs.exists(place):
-        return set()
-    return {path.rstrip("/").rpartition("/")[2] for path in fs.ls(place, detail=False)} - {""}
 
 
 def _check_same(run: Run, found: dict[str, Any], any_input: bool) -> None:
@@ -236,59 +221,6 @@ def _former(run: Run) -> Manifest:
 
 
 def promote(run: Run) -> None:
-    """Puts the staged result into its place; run.json is the first to leave and the last to come."""
-    import fsspec
-
+    """Shows the finished result in place of the former one. Raises RuntimeError if the lock is another run's now."""
     run.lock.check()
-    fs, place = fsspec.core.url_to_fs(run.out)
-    staging = f"{place}/{STAGING}"
-    for name in _names(fs, staging):
-        if name.startswith("_") or name == STARTED:
-            fs.rm(f"{staging}/{name}", recursive=True)
-    if fs.exists(f"{place}/{FORMER}"):
-        fs.rm(f"{place}/{FORMER}", recursive=True)
-    _move(fs, staging, f"{place}/{PROMOTING}")  # from here on the result is finished
-    end_promotion(fs, place)
-
-
-def end_promotion(fs: Any, place: str) -> None:
-    """Ends a promotion, from wherever it was cut off; nothing happens where there is none."""
-    waiting, former = f"{place}/{PROMOTING}", f"{place}/{FORMER}"
-    names = _names(fs, waiting)
-    if CARD in names:  # else all is in its place
-        fs.makedirs(former, exist_ok=True)
-        for name in [CARD, *sorted(names - {CARD})]:
-            if fs.exists(f"{place}/{name}"):
-                _move(fs, f"{place}/{name}", f"{former}/{name}")
-        for name in [*sorted(names - {CARD}), CARD]:
-            if fs.exists(f"{waiting}/{name}"):
-                _move(fs, f"{waiting}/{name}", f"{place}/{name}")
-        if fs.exists(f"{place}/{PROGRESS}"):  # of the run that was cut off, or of this one, which is over
-            fs.rm_file(f"{place}/{PROGRESS}")
-    for path in (waiting, former):
-        if path == former and fs.exists(f"{former}/{CARD}"):
-            _keep_former(fs, place)
-        if fs.exists(path):
-            fs.rm(path, recursive=True)
-
-
-def _keep_former(fs: Any, place: str) -> None:
-    """Keeps the former result as RUN/former-RUN_ID, and of those the latest `limits.keep_former`."""
-    keep = json.loads(fs.cat_file(f"{place}/{CARD}"))["configuration"]["limits"]["keep_former"]
-    if keep:
-        former = json.loads(fs.cat_file(f"{place}/{FORMER}/{CARD}"))["run_id"]
-        if fs.exists(f"{place}/{KEPT}{former}"):
-            fs.rm(f"{place}/{KEPT}{former}", recursive=True)
-        _move(fs, f"{place}/{FORMER}", f"{place}/{KEPT}{former}")
-    kept = [f"{place}/{name}" for name in _names(fs, place) if name.startswith(KEPT)]
-    for path in sorted(kept, key=lambda path: str(fs.modified(f"{path}/{CARD}")))[: len(kept) - keep]:
-        fs.rm(path, recursive=True)
-
-
-def _move(fs: Any, path: str, to: str) -> None:
-    from fsspec.implementations.local import LocalFileSystem
-
-    if isinstance(fs, LocalFileSystem):
-        os.rename(path, to)
-    else:
-        fs.mv(path, to, recursive=True)
+    promotion.promote(run.out, run.folder, run.config.limits.keep_former)

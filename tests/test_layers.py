@@ -17,8 +17,8 @@ LAYERS = {
              "spectrum", "svg", "weighted_pca"},
     "network": {"network", "engine", "feed", "figures", "tracking", "training"},
     "spark": {"benchmark", "blocks", "catalogue", "compare", "daemon", "delta", "detectors", "evaluation", "gate",
-              "inference", "injection", "lock", "manifest", "pipeline", "progress", "recut", "report", "run",
-              "selection", "session", "simulate", "source", "training_set", "vetting"},
+              "inference", "injection", "lock", "manifest", "pipeline", "progress", "promotion", "recut", "report",
+              "run", "selection", "session", "simulate", "source", "store", "training_set", "vetting"},
     "jobs": {"cli"},
 }
 LEVEL = {module: level for level, modules in enumerate(LAYERS.values()) for module in modules}

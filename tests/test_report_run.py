@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from test_report import Page
 
-from lensspark import catalogue, config, inference, pipeline, report, schema, source
+from lensspark import catalogue, config, inference, pipeline, report, schema, source, store
 from lensspark.boss import read_unit, survey_files
 from lensspark.eigen import DLOGLAM
 from lensspark.mock import files, observe_plate
@@ -45,7 +45,7 @@ def ledger(spark, run):
     scored = inference.score(spectra, run.model, run.config)
     pipeline.write_ledger(scored.where("reason IS NULL").drop("reason", "hdu"), run, by_plate=False)
     pipeline.write_overdensity(run, pd.DataFrame(columns=schema.OVERDENSITY.names))
-    return spark.read.schema(schema.LEDGER.struct_type()).parquet(run.table("ledger"))
+    return store.read(spark, run.path("ledger"), schema.LEDGER.struct_type())
 
 
 @pytest.fixture(scope="module")

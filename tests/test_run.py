@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from small_survey import everything_in
 
-from lensspark import catalogue, config, lock, manifest, progress
+from lensspark import catalogue, config, lock, manifest, progress, promotion
 from lensspark import run as runs
 from lensspark.run import Run
 
@@ -147,7 +147,7 @@ def finish(run, text):
 
 def test_a_killed_promotion_is_ended_by_the_next_run_whatever_it_wants(tree, tmp_path, monkeypatch):
     """Cut off at each of its steps; a run.json that is there always has the ledger that belongs to it."""
-    move, killed_at = runs._move, 0
+    move, killed_at = promotion._move, 0
     finish(make(tree, tmp_path / "old"), "old")
     while True:
         out = tmp_path / "run"
@@ -165,14 +165,14 @@ def test_a_killed_promotion_is_ended_by_the_next_run_whatever_it_wants(tree, tmp
             left[0] -= 1
             move(*args)
 
-        monkeypatch.setattr(runs, "_move", some)
+        monkeypatch.setattr(promotion, "_move", some)
         try:
             runs.promote(new)
             break
         except KeyboardInterrupt:
             pass
         finally:
-            monkeypatch.setattr(runs, "_move", move)
+            monkeypatch.setattr(promotion, "_move", move)
             new.lock.release()
         if (out / "run.json").exists():
             assert json.loads((out / "run.json").read_text())["text"] == (out / "ledger/plate=1/part").read_text()

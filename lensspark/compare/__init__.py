@@ -22,6 +22,7 @@ from lensspark.compare.causes import CAUSES, explain
 from lensspark.compare.facts import CutFacts, Differences
 from lensspark.compare.page import FATES
 from lensspark.compare.rows import Tolerance
+from lensspark.promotion import products
 from lensspark.report.dossier import clean
 from lensspark.vetting import CUTS
 
@@ -37,11 +38,12 @@ CUT_FACTS = tuple(CutFacts(int(cut.bit), cut.name, cut.columns, cut.shown or nex
 
 @dataclass(frozen=True)
 class Plan:
-    """What is compared, how closely, and where the products go."""
+    """What is compared, how closely, and where the products go; `places`: where those of both runs lie."""
 
     a: str
     b: str
     out: str
+    places: tuple[str, str]
     cards: tuple[dict[str, Any], dict[str, Any]]
     tolerance: Tolerance
 
@@ -54,21 +56,22 @@ def plan(a: str, b: str, out: str | None, tolerance: Tolerance) -> Plan:
     for name in ("wave_px", "p_line"):
         if not getattr(tolerance, name) >= 0:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(tolerance, name)}: expected 0 or more")
-    cards = run.finished_card(a), run.finished_card(b)
-    for name in (a, b):
-        delta.check_final(name)
+    places = products(a), products(b)  # once: card and tables are of one result, whatever takes its place meanwhile
+    cards = tuple(map(run.finished_card, places))
+    for place in places:
+        delta.check_final(place)
     named = re.sub(r"[^\w-]", "_", str(cards[0]["run_id"]))[:64]
-    return Plan(a, b, out or join(b, f"compare/{named}"), cards, tolerance)
+    return Plan(a, b, out or join(b, f"compare/{named}"), places, cards, tolerance)
 
 
 def compare(spark: SparkSession, chosen: Plan) -> dict[str, Any]:
     """Writes changes.parquet, changes.ecsv, index.html and compare.json below `chosen.out`; the content of the last."""
-    pair = rows.Pair.read(spark, chosen.a, chosen.b)
+    pair = rows.Pair.read(spark, *chosen.places)
     log.info("join ...")
     spectra, groups, changed = rows.tally(pair, chosen.tolerance)
     differences = Differences.between(*chosen.cards)
     log.info("%d changes: why ...", len(changed))
-    table = explained(files.with_files(changed, (chosen.a, chosen.b)), differences)
+    table = explained(files.with_files(changed, chosen.places), differences)
     facts = summary(chosen, spectra, groups, table, differences)
     typed = catalogue.to_astropy(table, schema.CHANGES)
     catalogue.write_file(join(chosen.out, "changes.parquet"), catalogue.to_parquet(typed, schema.CHANGES))

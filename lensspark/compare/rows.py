@@ -9,10 +9,9 @@ import pandas as pd
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from lensspark import schema
+from lensspark import schema, store
 from lensspark.catalogue import join
 from lensspark.eigen import DLOGLAM
-from lensspark.run import spark_path
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -39,10 +38,9 @@ class Pair:
 
     @classmethod
     def read(cls, spark: SparkSession, a: str, b: str) -> Pair:
-        """Of the finished runs in `a` and `b`; columns that are younger than a run are null."""
+        """Of the finished runs with products in `a` and `b`; columns that are younger than a run are null."""
         def of(table: schema.Table) -> tuple[DataFrame, DataFrame]:
-            one, other = (spark.read.schema(table.struct_type()).parquet(spark_path(join(run, table.name)))
-                          for run in (a, b))
+            one, other = (store.read(spark, join(run, table.name), table.struct_type()) for run in (a, b))
             return one, other
 
         return cls(of(schema.LEDGER), of(schema.QUARANTINE))

@@ -1,0 +1,300 @@
+"""Spark's tables on any store: Spark's own Parquet where its JVM has a file system for the path, else through fsspec.
+
+Without a file system of the JVM (`s3://…` without hadoop-aws) each task writes its rows with pyarrow and uploads them:
+
+    TABLE/_files.json                        the table's files, written last: what is not named there is not in it
+    TABLE/[plate=4055/]part-ATTEMPT-N.parquet
+
+A file has the name of the attempt that wrote it, and the list holds those of the attempts whose result Spark took, so
+that a task that was tried again, or run twice, is in the table once. Whoever lists the folder instead sees the same
+rows: what is not in the list is removed. Tables without a list, Spark's for instance, are read by listing them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote, unquote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lensspark.catalogue import join, write_file
+from lensspark.session import task_slots
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.types import StructType
+
+INDEX = "_files.json"
+NULL = "__HIVE_DEFAULT_PARTITION__"  # Spark's name for the folder of null
+ROW_GROUP_BYTES = 32_000_000  # a task holds that much of the file that it writes, whatever the size of its batches
+READ_AT_ONCE_BYTES = 16_000_000  # larger files are fetched in ranges
+READ_ROWS = 4096
+TASK_BYTES = (4_000_000, 128_000_000)  # of files for one task to read: at least, at most
+_NAME = re.compile(r"(\w+=[^/]+/)*[\w.-]+\.parquet")  # what a list of files may name: nothing outside of its table
+_NO_FILE_SYSTEM = re.compile(r"No FileSystem for scheme|ClassNotFoundException: Class \S*fs\S* not found")
+
+
+class Part(NamedTuple):
+    """A file of a table: the table's URL, the file's name below it, its size in bytes."""
+
+    table: str
+    name: str
+    size: int
+
+    @property
+    def values(self) -> dict[str, str | None]:
+        """Columns that the name gives: `plate=4055/part-0.parquet`."""
+        pairs = (folder.split("=", 1) for folder in self.name.split("/")[:-1] if "=" in folder)
+        return {key: None if value == NULL else unquote(value) for key, value in pairs}
+
+
+def spark_path(path: str) -> str:
+    """`path` as Spark takes it: a local path stays local where the cluster's default file system is another."""
+    return path if "://" in path or "DATABRICKS_RUNTIME_VERSION" in os.environ else Path(path).resolve().as_uri()
+
+
+def is_sparks(spark: SparkSession, path: str) -> bool:
+    """Whether Spark can read and write `path` by itself."""
+    return "://" not in path or _has_file_system(spark, path.partition("://")[0], path)
+
+
+_known: dict[str, bool] = {}  # by scheme
+
+
+def _has_file_system(spark: SparkSession, scheme: str, path: str) -> bool:
+    # Asked by reading: Spark Connect has no other way to ask. Any other failure is one of a file system that is there.
+    if scheme not in _known:
+        try:
+            spark.read.schema("x int").parquet(path).schema  # noqa: B018
+            _known[scheme] = True
+        except Exception as error:
+            _known[scheme] = not _NO_FILE_SYSTEM.search(str(error))
+    return _known[scheme]
+
+
+# --- Writing ---
+
+
+def write(df: DataFrame, path: str, by: str = "") -> None:
+    """Writes `df` as the Parquet table in the folder or URL `path`, in place of the one that is there.
+
+    by: a column whose values become folders, as with Spark's partitionBy; for few files, sort the partitions by it.
+    Raises what Spark raises for a failed job, OSError where the store does.
+    """
+    if is_sparks(df.sparkSession, path):
+        writer = df.write.mode("overwrite")
+        (writer.partitionBy(by) if by else writer).parquet(spark_path(path))
+        return
+
+    def write_task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        parts = list(write_parts(batches, path, by))
+        yield pa.RecordBatch.from_arrays([pa.array([part.name for part in parts], pa.string()),
+                                          pa.array([part.size for part in parts], pa.int64())], ["name", "size"])
+
+    rows = df.mapInArrow(write_task, "name string, size long").collect()
+    parts = [Part(path, row["name"], row["size"]) for row in rows]
+    if not parts and not by:  # as Spark: an empty table has one file, which tells its columns
+        parts = list(write_parts([pa.RecordBatch.from_pylist([], _arrow_schema(df.schema))], path))
+    publish(path, parts)
+
+
+def write_parts(batches: Iterable[pa.RecordBatch], path: str, by: str = "") -> Iterator[Part]:
+    """The rows of one attempt of a task in files of its own, a new one wherever the value of `by` is another.
+
+    A file is made on the local disk and uploaded when it is whole. Yields those that are uploaded.
+    """
+    import fsspec
+
+    fs, place = fsspec.core.url_to_fs(path)
+    attempt = uuid.uuid4().hex
+    for number, (folder, tables) in enumerate(itertools.groupby(_by_folder(batches, by), itemgetter(0))):
+        name = f"{folder}part-{attempt}-{number:05d}.parquet"
+        with tempfile.NamedTemporaryFile(prefix="lensspark-", suffix=".parquet") as file:
+            _write_file(file, map(itemgetter(1), tables))
+            fs.put_file(file.name, f"{place}/{name}")
+            yield Part(path, name, os.stat(file.name).st_size)
+
+
+def _by_folder(batches: Iterable[pa.RecordBatch], by: str) -> Iterator[tuple[str, pa.Table]]:
+    """(folder, rows) of each run of rows with one value of `by`; the folder's name tells it, the rows do not."""
+    for batch in batches:
+        table = pa.Table.from_batches([batch])
+        if not by:
+            yield "", table
+            continue
+        values, rest = batch.column(batch.schema.names.index(by)), table.drop([by])
+        codes = values.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        edges = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
+        for start, stop in itertools.pairwise(edges):
+            if stop > start:
+                value = values[start].as_py()
+                yield f"{by}={NULL if value is None else quote(str(value), safe='')}/", rest.slice(start, stop - start)
+
+
+def _write_file(file: Any, tables: Iterable[pa.Table]) -> None:
+    first, *_ = held = [next(iter(tables := iter(tables)))]
+    with pq.ParquetWriter(file, first.schema) as writer:
+        nbytes = first.nbytes
+        for table in tables:
+            if nbytes >= ROW_GROUP_BYTES:
+                writer.write_table(pa.concat_tables(held))
+                held, nbytes = [], 0
+            held.append(table)
+            nbytes += table.nbytes
+        writer.write_table(pa.concat_tables(held))
+    file.flush()
+
+
+def publish(path: str, parts: Sequence[Part]) -> None:
+    """Makes `parts` the table in `path`, in one step, and removes all other files there."""
+    import fsspec
+
+    write_file(join(path, INDEX), json.dumps({"files": [[part.name, part.size] for part in parts]}).encode())
+    fs, place = fsspec.core.url_to_fs(path)
+    fs.invalidate_cache()
+    known = {f"{place}/{name}" for name in (INDEX, *(part.name for part in parts))}
+    if strays := sorted(set(fs.find(place)) - known):
+        fs.rm(strays)
+
+
+# --- Reading ---
+
+
+def read(spark: SparkSession, paths: str | Sequence[str], schema: StructType | None = None) -> DataFrame:
+    """The rows of the Parquet tables in `paths`, folders, files or URLs on one store, with the columns of `schema`
+    (None: those of the first file).
+
+    A column that a file lacks is null. Off Spark's own file systems all columns are read whatever is selected, and the
+    files of a folder (`plate=4055`) are read by one task. Raises FileNotFoundError, or what Spark raises, where a table
+    is not there; ValueError if its list of files cannot be one.
+    """
+    paths = [paths] if isinstance(paths, str) else list(paths)
+    if paths and is_sparks(spark, paths[0]):
+        reader = spark.read if schema is None else spark.read.schema(schema)
+        return reader.parquet(*map(spark_path, paths))
+    parts = parts_of(paths)
+    schema = _schema_of(parts) if schema is None else schema
+    if not parts:
+        return spark.createDataFrame([], schema)
+    tasks, arrow = _tasks(parts, task_slots(spark)), _arrow_schema(schema)
+
+    def read_task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for number in batch.column(0).to_pylist():  # one, in each task
+                for part in tasks[number]:
+                    yield from read_part(part, arrow)
+
+    return spark.range(0, len(tasks), 1, len(tasks)).mapInArrow(read_task, schema)
+
+
+def parts_of(paths: Sequence[str]) -> list[Part]:
+    """The files of the tables in `paths`, in order. Raises FileNotFoundError and ValueError as `read`."""
+    import fsspec
+
+    if not paths:
+        return []
+    fs, _ = fsspec.core.url_to_fs(paths[0])
+    fs.invalidate_cache()
+    places = {path: fsspec.core.url_to_fs(path)[1].rstrip("/") for path in paths}
+    found = fs.cat([f"{place}/{INDEX}" for place in places.values()], on_error="return")
+    parts: list[Part] = []
+    for path, place in places.items():
+        index = found.get(f"{place}/{INDEX}", FileNotFoundError())
+        if isinstance(index, FileNotFoundError):
+            parts += _listed(fs, path, place)
+        elif isinstance(index, Exception):
+            raise index
+        else:
+            parts += _indexed(path, index)
+    return parts
+
+
+def _indexed(path: str, index: bytes) -> list[Part]:
+    try:
+        parts = [Part(path, str(name), int(size)) for name, size in json.loads(index)["files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{join(path, INDEX)}: not a list of files: {error}") from error
+    for part in parts:
+        if not _NAME.fullmatch(part.name):
+            raise ValueError(f"{join(path, INDEX)}: names {part.name!r}; expected files of the table")
+    return parts
+
+
+def _listed(fs: Any, path: str, place: str) -> list[Part]:
+    """Those of a table that something else wrote, or the one file that `path` is."""
+    found = fs.find(place, detail=True)
+    if set(found) == {place}:
+        folder, _, name = path.rstrip("/").rpartition("/")
+        return [Part(folder, name, found[place]["size"])]
+    names = {file[len(place) + 1:]: info["size"] for file, info in sorted(found.items())}
+    parts = [Part(path, name, size) for name, size in names.items()
+             if name.endswith(".parquet") and not any(part[0] in "._" for part in name.split("/"))]
+    if not parts and not any(name.endswith("_SUCCESS") for name in names):  # Spark's, of a table without rows
+        raise FileNotFoundError(f"{path}: no Parquet table there")
+    return parts
+
+
+def _tasks(parts: Sequence[Part], slots: int) -> list[list[Part]]:
+    """`parts` in order, cut into tasks of about equal bytes; the files of a folder stay together."""
+    least, most = TASK_BYTES
+    target = min(max(sum(part.size for part in parts) / max(slots, 1), least), most)
+    tasks: list[list[Part]] = [[]]
+    nbytes = 0
+    folders = itertools.groupby(parts, lambda part: (part.table, part.name.rpartition("/")[0] or part.name))
+    for files in (list(group) for _, group in folders):
+        size = sum(part.size for part in files)
+        if tasks[-1] and nbytes + size > target:
+            tasks.append([])
+            nbytes = 0
+        tasks[-1] += files
+        nbytes += size
+    return tasks
+
+
+def read_part(part: Part, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The rows of one file with the columns and types of `schema`; null where the file has no such column."""
+    import fsspec
+
+    fs, place = fsspec.core.url_to_fs(join(part.table, part.name))
+    at_once = part.size <= READ_AT_ONCE_BYTES
+    with pa.BufferReader(fs.cat_file(place)) if at_once else fs.open(place, "rb") as file:
+        parquet, values = pq.ParquetFile(file), part.values
+        present = [name for name in parquet.schema_arrow.names if name in schema.names and name not in values]
+        for batch in parquet.iter_batches(READ_ROWS, columns=present):
+            given = dict(zip(batch.schema.names, batch.columns, strict=True))
+            columns = [_column(field, given.get(field.name), values.get(field.name), len(batch)) for field in schema]
+            yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _column(field: pa.Field, given: pa.Array | None, value: str | None, n: int) -> pa.Array:
+    if given is not None:
+        return given if given.type == field.type else given.cast(field.type)
+    return pa.nulls(n, field.type) if value is None else pa.repeat(pa.scalar(value), n).cast(field.type)
+
+
+def _schema_of(parts: Sequence[Part]) -> StructType:
+    import fsspec
+    from pyspark.sql.pandas.types import from_arrow_schema
+    from pyspark.sql.types import StructType
+
+    if not parts:
+        return StructType()
+    with fsspec.open(join(parts[0].table, parts[0].name)) as file:
+        return from_arrow_schema(pq.read_schema(file))
+
+
+def _arrow_schema(schema: StructType) -> pa.Schema:
+    from pyspark.sql.pandas.types import to_arrow_schema
+
+    return to_arrow_schema(schema)
