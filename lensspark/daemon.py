@@ -1,7 +1,7 @@
 """Spark's daemon of Python workers, which has imported what they need before it forks them: each starts at once.
 
-`spark.python.daemon.module = lensspark.daemon`, where lensspark is on the workers' path when they start (local mode
-sets it by itself; not with --py-files). Without it a search's Python workers spend a second each on imports.
+`spark.python.daemon.module = lensspark.daemon`, where lensspark is on the workers' path when they start: not with
+--py-files. Sessions that jobs start themselves have it. Without it each Python worker spends a second on imports.
 """
 
 import ctypes

@@ -123,9 +123,9 @@ def spark_session(app_name: str, master: str | None = None, settings: Mapping[st
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
     master = master or f"local[{_cores()},4]"
+    wanted = {"spark.python.daemon.module": "lensspark.daemon"} | wanted
     if master.startswith("local"):
-        wanted = {"spark.driver.host": "localhost", "spark.driver.bindAddress": "127.0.0.1",
-                  "spark.python.daemon.module": "lensspark.daemon"} | wanted
+        wanted = {"spark.driver.host": "localhost", "spark.driver.bindAddress": "127.0.0.1"} | wanted
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_package_root()), os.environ.get("PYTHONPATH")]))
     options = f"-Dlog4j2.configurationFile={resource('conf/log4j2.properties').as_uri()}"
     wanted["spark.driver.extraJavaOptions"] = f"{options} {wanted.get('spark.driver.extraJavaOptions', '')}".strip()

@@ -12,15 +12,16 @@ def spark():
     """A local session with two task slots; a failed task is retried as it would be on a cluster."""
     from pyspark.sql import SparkSession
 
+    from lensspark.config import resource
+    from lensspark.session import read_properties
+
     os.environ["PYSPARK_PYTHON"] = sys.executable
     session = (
         SparkSession.builder.master("local[2,4]")
+        .config(map=read_properties(resource("conf/spark-defaults.conf")))
+        .config("spark.python.daemon.module", "lensspark.daemon")
         .appName("lensspark-tests")
-        .config("spark.ui.enabled", "false")
         .config("spark.sql.shuffle.partitions", "2")
-        .config("spark.driver.memory", "2g")
-        .config("spark.sql.session.timeZone", "UTC")
-        .config("spark.sql.execution.arrow.pyspark.enabled", "true")
         .getOrCreate()
     )
     session.sparkContext.setLogLevel("ERROR")
