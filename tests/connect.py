@@ -25,10 +25,11 @@ def connect_server(folder: Path, cores: int = 2) -> Iterator[str]:
     port = free_port()
     settings = {
         "spark.connect.grpc.binding.address": "127.0.0.1", "spark.connect.grpc.binding.port": port,
-        "spark.ui.enabled": "false", "spark.sql.shuffle.partitions": 2, "spark.driver.bindAddress": "127.0.0.1",
-        "spark.sql.warehouse.dir": folder / "warehouse",
+        "spark.sql.shuffle.partitions": 2, "spark.driver.bindAddress": "127.0.0.1",
+        "spark.sql.warehouse.dir": folder / "warehouse", "spark.python.daemon.module": "lensspark.daemon",
     }
-    options = [word for key, value in settings.items() for word in ("--conf", f"{key}={value}")]
+    options = ["--properties-file", str(ROOT / "conf/spark-defaults.conf")]
+    options += [word for key, value in settings.items() for word in ("--conf", f"{key}={value}")]
     environment = os.environ | {"JAVA_HOME": str(find_java()), "PYTHONPATH": str(ROOT), "SPARK_LOCAL_IP": "127.0.0.1",
                                 "PYSPARK_PYTHON": sys.executable}
     with open(folder / "server.log", "wb") as log:
