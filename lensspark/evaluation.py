@@ -21,7 +21,7 @@ DOUBLET_PX = 5.0  # truth has the brighter line of [OII], 3.25 px from the other
 BRIGHT_SNR, SKEWED_ALPHA, FAINTEST_SNR = 8.0, 2.0, 6.0
 Q_LIMIT = 0.1
 SOURCES = ("lya", "oii")  # kinds whose line comes from another galaxy than the lens
-# A galaxy's own lines and features, rest frame, and how far from one, or from its mask, a hit counts as its residual, px.
+# A galaxy's own features, rest frame, and how far from one, or from its mask, a hit counts as its residual, px.
 OWN_LINES, OWN_PX = (*lines.LENS_LINES, *lines.FEII_FLUORESCENT, lines.HBETA, *lines.OIII), 3.0
 WRONG_REDSHIFT = 2e-3  # of 1 + z: a catalogue's redshift that far off (600 km/s) puts the template's lines elsewhere
 
