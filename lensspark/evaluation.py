@@ -19,6 +19,7 @@ LINE_KINDS = ("lya", "oii", "crosstalk", "airglow")  # kinds that have an emissi
 FALSE_HIT_RATES = (1e-3, 1e-4)
 DOUBLET_PX = 5.0  # truth has the brighter line of [OII], 3.25 px from the other; the filter centres on both
 BRIGHT_SNR, SKEWED_ALPHA, FAINTEST_SNR = 8.0, 2.0, 6.0
+FAR_PX = 15.0  # a hit this far from the injected line, the classical filter's length, is another one
 Q_LIMIT = 0.1
 SOURCES = ("lya", "oii")  # kinds whose line comes from another galaxy than the lens
 # A galaxy's own features, rest frame, and how far from one, or from its mask, a hit counts as its residual, px.
@@ -107,8 +108,8 @@ def evaluate_vetting(ledger: pd.DataFrame, truth: pd.DataFrame, settings: Input)
     `groups`: name -> `n` scored spectra of the group, `hits` among them (Lya: at the injected line, not under a mask),
     `vetoed` hits, and `by`, the hits that fail each cut. `q`: hits with q_value up to Q_LIMIT, those without a line of
     a background source there, and the most that Q_LIMIT allows with two sigma of chance. Airglow and cosmic rays are
-    hits where they are; a hit elsewhere, or in a galaxy without any, is a template residual (`_is_residual`) or a peak
-    of noise.
+    hits where they are; a hit far from them and from a Lya line, or in a galaxy without any, is a template residual
+    (`_is_residual`) or a peak of noise.
     """
     from lensspark.vetting import CUTS
 
@@ -117,9 +118,10 @@ def evaluate_vetting(ledger: pd.DataFrame, truth: pd.DataFrame, settings: Input)
                                   "line_alpha": "true_alpha"})
     table = ledger[ledger["p_line"].notna()].merge(known, on=KEY, how="inner")
     veto, hit = table["veto"].fillna(0).astype(int), table["veto"].notna()
-    near = _at_its_line(table)
+    distance = _distance(table)
+    near = distance <= np.where(table["kind"] == "oii", DOUBLET_PX, POSITION_PX)
     found = {}
-    for name, (members, counted) in _groups(table, near, settings).items():
+    for name, (members, counted) in _groups(table, distance, settings).items():
         of = hit & counted
         by = {cut.name: int(((veto & int(cut.bit)) != 0)[of].sum()) for cut in CUTS}
         found[name] = {"n": int(members.sum()), "hits": int(of.sum()), "vetoed": int((of & (veto != 0)).sum()),
@@ -130,30 +132,31 @@ def evaluate_vetting(ledger: pd.DataFrame, truth: pd.DataFrame, settings: Input)
     return {"groups": found, "q": {"limit": Q_LIMIT, "n": n, "false": false, "allowed": round(float(allowed), 1)}}
 
 
-def _at_its_line(table: pd.DataFrame) -> pd.Series:
-    """Whether line_wave is that of the injected line."""
-    offset = np.abs(pixel(table["line_wave"]) - pixel(table["true_wave"].fillna(1.0)))
-    return offset <= np.where(table["kind"] == "oii", DOUBLET_PX, POSITION_PX)
+def _distance(table: pd.DataFrame) -> pd.Series:
+    """Pixels between line_wave and the injected line."""
+    return np.abs(pixel(table["line_wave"]) - pixel(table["true_wave"].fillna(1.0)))
 
 
-def _groups(table: pd.DataFrame, near: pd.Series, settings: Input) -> dict[str, tuple[pd.Series, pd.Series]]:
+def _groups(table: pd.DataFrame, distance: pd.Series, settings: Input) -> dict[str, tuple[pd.Series, pd.Series]]:
     """Name -> (spectra of the group, those of them that count if they are hits)."""
-    kind, bright = table["kind"], table["true_snr"] >= BRIGHT_SNR
+    kind, bright, near = table["kind"], table["true_snr"] >= BRIGHT_SNR, distance <= POSITION_PX
     lya = (kind == "lya") & bright & ~_masked(table["true_wave"].to_numpy(), table["z_lens"].to_numpy(), settings)
-    skewed, oii = lya & (table["true_alpha"] >= SKEWED_ALPHA), (kind == "oii") & bright
-    galaxy = ~kind.isin(["sky", "star", "crosstalk"])
-    elsewhere = galaxy & (~near | kind.isin(["clean", "lens_line"]))
+    skewed, oii = lya & (table["true_alpha"] >= SKEWED_ALPHA), kind == "oii"
+    galaxy = ~kind.isin(["sky", "star", "crosstalk", "oii"])
+    elsewhere = galaxy & ((distance > FAR_PX) | kind.isin(["clean", "lens_line"]))
     residual = elsewhere & _is_residual(table, settings)
+    noise = elsewhere & ~residual
     return {
         f"lya, S/N >= {BRIGHT_SNR:g}, alpha >= {SKEWED_ALPHA:g}": (skewed, skewed & near),
         f"lya, S/N >= {BRIGHT_SNR:g}": (lya, lya & near),
-        f"oii, S/N >= {BRIGHT_SNR:g}": (oii, oii),
+        f"oii, S/N >= {BRIGHT_SNR:g}": (oii & bright,) * 2,
+        "oii, another line": (oii, oii & (distance > FAR_PX)),
         "airglow": (kind == "airglow", (kind == "airglow") & near),
         "cosmic": (kind == "cosmic", (kind == "cosmic") & near),
         "crosstalk": (kind == "crosstalk",) * 2,
         "template residuals": (galaxy, residual),
-        "noise peaks": (galaxy, elsewhere & ~residual),
-        f"noise peaks, S/N >= {FAINTEST_SNR:g}": (galaxy, elsewhere & ~residual & (table["line_snr"] >= FAINTEST_SNR)),
+        "noise peaks": (galaxy, noise),
+        f"noise peaks, S/N >= {FAINTEST_SNR:g}": (galaxy, noise & (table["line_snr"] >= FAINTEST_SNR)),
     }
 
 
