@@ -155,20 +155,21 @@ def _groups(table: pd.DataFrame, distance: pd.Series, settings: Input) -> dict[s
         "cosmic": (kind == "cosmic", (kind == "cosmic") & near),
         "crosstalk": (kind == "crosstalk",) * 2,
         "template residuals": (galaxy, residual),
+        "strong lines, beside them": (kind == "lens_line", noise & (kind == "lens_line")),
         "noise peaks": (galaxy, noise),
         f"noise peaks, S/N >= {FAINTEST_SNR:g}": (galaxy, noise & (table["line_snr"] >= FAINTEST_SNR)),
     }
 
 
 def _is_residual(table: pd.DataFrame, settings: Input) -> pd.Series:
-    """Where a line that nobody injected is the galaxy's: in a spectrum of strong lines of its own, within OWN_PX of one
-    of OWN_LINES or of its mask, or where the catalogue's redshift is wrong, so that the template is."""
+    """Where a line that nobody injected is the galaxy's: within OWN_PX of one of OWN_LINES or of its mask, twice as far
+    in spectra of strong lines, or where the catalogue's redshift is wrong, so that the template is."""
     wrong = ((table["z_lens"] - table["true_z"]).abs() / (1 + table["true_z"]) > WRONG_REDSHIFT).to_numpy()
     rest = pixel(table["line_wave"] / (1 + table["true_z"]))
-    reach = [(line, OWN_PX) for line in OWN_LINES]
-    reach += [(line, OWN_PX + settings.lens_line_half_width_px) for line in settings.lens_lines]
-    own = np.any([np.abs(rest - pixel(line)) <= px for line, px in reach], axis=0)
-    return (table["kind"] == "lens_line") | wrong | own
+    near = OWN_PX * np.where(table["kind"] == "lens_line", 2, 1)
+    reach = [(line, near) for line in OWN_LINES]
+    reach += [(line, near + settings.lens_line_half_width_px) for line in settings.lens_lines]
+    return wrong | pd.Series(np.any([np.abs(rest - pixel(line)) <= px for line, px in reach], axis=0), table.index)
 
 
 def vetting_summary(figures: dict[str, Any]) -> str:

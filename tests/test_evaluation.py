@@ -73,7 +73,7 @@ def test_what_the_cuts_do_counted_by_hand():
         ("clean", 0.05, None, None, 4010),                       # a peak of noise below S/N 6
         ("clean", 0.9, None, None, 1.5 * 2797.3 + px),           # on the galaxy's own Mg II
         ("clean", 0.9, None, None, 1.5 * 2626.45 + 10 * px),     # beside all its lines, but its redshift is wrong
-        ("lens_line", 0.9, 5590.6, 30, 3900), ("cosmic", 0.9, 4000, 9, 4210),  # the second is not at the spike
+        ("lens_line", 0.9, 5590.6, 30, 1.5 * 2803.53 + 5 * px), ("cosmic", 0.9, 4000, 9, 4210),
     ]
     ledger, truth = tables(rows)
     truth["line_alpha"] = 3.0
