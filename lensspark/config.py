@@ -160,6 +160,8 @@ class Vetting:
     cosmology: str = field(**one_of("WMAP5", "WMAP7", "WMAP9", "Planck13", "Planck15", "Planck18"))
     fibre_diameter: float = field(**between(0.1, 100))
     max_sn_oii_veto: float = field(**between(-1e6, 1e6))
+    min_lens_line_px: float = field(**between(0, 100))
+    max_p_sky: float = field(**between(0, 1))
     min_p_lya: float = field(**between(0, 1))
     min_p_skew_positive: float = field(**between(0, 1))
     min_dchi2_skew: float = field(**between(-1e6, 1e6))

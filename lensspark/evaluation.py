@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lensspark import schema
+from lensspark import lines, schema
 from lensspark.config import Input
 from lensspark.metrics import rank_correlation, recall_by_snr, threshold_at
 from lensspark.spectrum import pixel
@@ -18,9 +18,13 @@ POSITION_PX = 3.0  # a line is found if line_wave is this close
 LINE_KINDS = ("lya", "oii", "crosstalk", "airglow")  # kinds that have an emission line which is not the galaxy's own
 FALSE_HIT_RATES = (1e-3, 1e-4)
 DOUBLET_PX = 5.0  # truth has the brighter line of [OII], 3.25 px from the other; the filter centres on both
-BRIGHT_SNR, SKEWED_ALPHA = 8.0, 2.0
+BRIGHT_SNR, SKEWED_ALPHA, FAINTEST_SNR = 8.0, 2.0, 6.0
+FAR_PX = 15.0  # a hit this far from the injected line, the classical filter's length, is another one
 Q_LIMIT = 0.1
 SOURCES = ("lya", "oii")  # kinds whose line comes from another galaxy than the lens
+# A galaxy's own features, rest frame, and how far from one, or from its mask, a hit counts as its residual, px.
+OWN_LINES, OWN_PX = (*lines.LENS_LINES, *lines.FEII_FLUORESCENT, lines.HBETA, *lines.OIII), 3.0
+WRONG_REDSHIFT = 2e-3  # of 1 + z: a catalogue's redshift that far off (600 km/s) puts the template's lines elsewhere
 
 
 def of_run(spark: Any, run: str, truth: str) -> str:
@@ -106,38 +110,69 @@ def evaluate_vetting(ledger: pd.DataFrame, truth: pd.DataFrame, settings: Input)
 
     `groups`: name -> `n` scored spectra of the group, `hits` among them (Lya: at the injected line, not under a mask),
     `vetoed` hits, and `by`, the hits that fail each cut. `q`: hits with q_value up to Q_LIMIT, those without a line of
-    a background source there, and the most that Q_LIMIT allows with two sigma of chance.
+    a background source there, and the most that Q_LIMIT allows with two sigma of chance. Airglow and cosmic rays are
+    hits where they are; a hit far from them and from a Lya line, or in a galaxy without any, is a template residual
+    (`_is_residual`) or a peak of noise.
     """
     from lensspark.vetting import CUTS
 
-    known = truth[[*KEY, "kind", "line_wave", "line_snr", "line_alpha"]]
-    known = known.rename(columns={"line_wave": "true_wave", "line_snr": "true_snr", "line_alpha": "true_alpha"})
+    known = truth[[*KEY, "kind", "z_lens", "line_wave", "line_snr", "line_alpha"]]
+    known = known.rename(columns={"z_lens": "true_z", "line_wave": "true_wave", "line_snr": "true_snr",
+                                  "line_alpha": "true_alpha"})
     table = ledger[ledger["p_line"].notna()].merge(known, on=KEY, how="inner")
-    offset = np.abs(pixel(table["line_wave"]) - pixel(table["true_wave"].fillna(1.0)))
-    near = offset <= np.where(table["kind"] == "oii", DOUBLET_PX, POSITION_PX)
-    hit, kind = table["veto"].notna(), table["kind"]
-    bright = table["true_snr"] >= BRIGHT_SNR
-    usable = ~_masked(table["true_wave"].to_numpy(), table["z_lens"].to_numpy(), settings)
-    lya = (kind == "lya") & bright & usable
-    skewed = lya & (table["true_alpha"] >= SKEWED_ALPHA)
-    groups = {
-        f"lya, S/N >= {BRIGHT_SNR:g}, alpha >= {SKEWED_ALPHA:g}": (skewed, skewed & near),
-        f"lya, S/N >= {BRIGHT_SNR:g}": (lya, lya & near),
-        f"oii, S/N >= {BRIGHT_SNR:g}": ((kind == "oii") & bright,) * 2,
-        "airglow": (kind == "airglow",) * 2, "template residuals": (kind.isin(["clean", "lens_line"]),) * 2,
-        "cosmic": (kind == "cosmic",) * 2, "crosstalk": (kind == "crosstalk",) * 2,
-    }
-    veto = table["veto"].fillna(0).astype(int)
+    veto, hit = table["veto"].fillna(0).astype(int), table["veto"].notna()
+    distance = _distance(table)
+    near = distance <= np.where(table["kind"] == "oii", DOUBLET_PX, POSITION_PX)
     found = {}
-    for name, (members, counted) in groups.items():
+    for name, (members, counted) in _groups(table, distance, settings).items():
         of = hit & counted
         by = {cut.name: int(((veto & int(cut.bit)) != 0)[of].sum()) for cut in CUTS}
         found[name] = {"n": int(members.sum()), "hits": int(of.sum()), "vetoed": int((of & (veto != 0)).sum()),
                        "by": {cut: n for cut, n in by.items() if n}}
     trusted = hit & (table["q_value"] <= Q_LIMIT)
-    n, false = int(trusted.sum()), int((trusted & ~(near & kind.isin(SOURCES))).sum())
+    n, false = int(trusted.sum()), int((trusted & ~(near & table["kind"].isin(SOURCES))).sum())
     allowed = Q_LIMIT * n + 2 * np.sqrt(Q_LIMIT * (1 - Q_LIMIT) * n)
     return {"groups": found, "q": {"limit": Q_LIMIT, "n": n, "false": false, "allowed": round(float(allowed), 1)}}
+
+
+def _distance(table: pd.DataFrame) -> pd.Series:
+    """Pixels between line_wave and the injected line."""
+    return np.abs(pixel(table["line_wave"]) - pixel(table["true_wave"].fillna(1.0)))
+
+
+def _groups(table: pd.DataFrame, distance: pd.Series, settings: Input) -> dict[str, tuple[pd.Series, pd.Series]]:
+    """Name -> (spectra of the group, those of them that count if they are hits)."""
+    kind, bright, near = table["kind"], table["true_snr"] >= BRIGHT_SNR, distance <= POSITION_PX
+    lya = (kind == "lya") & bright & ~_masked(table["true_wave"].to_numpy(), table["z_lens"].to_numpy(), settings)
+    skewed, oii = lya & (table["true_alpha"] >= SKEWED_ALPHA), kind == "oii"
+    galaxy = ~kind.isin(["sky", "star", "crosstalk", "oii"])
+    elsewhere = galaxy & ((distance > FAR_PX) | kind.isin(["clean", "lens_line"]))
+    residual = elsewhere & _is_residual(table, settings)
+    noise = elsewhere & ~residual
+    return {
+        f"lya, S/N >= {BRIGHT_SNR:g}, alpha >= {SKEWED_ALPHA:g}": (skewed, skewed & near),
+        f"lya, S/N >= {BRIGHT_SNR:g}": (lya, lya & near),
+        f"oii, S/N >= {BRIGHT_SNR:g}": (oii & bright,) * 2,
+        "oii, another line": (oii, oii & (distance > FAR_PX)),
+        "airglow": (kind == "airglow", (kind == "airglow") & near),
+        "cosmic": (kind == "cosmic", (kind == "cosmic") & near),
+        "crosstalk": (kind == "crosstalk",) * 2,
+        "template residuals": (galaxy, residual),
+        "strong lines, beside them": (kind == "lens_line", noise & (kind == "lens_line")),
+        "noise peaks": (galaxy, noise),
+        f"noise peaks, S/N >= {FAINTEST_SNR:g}": (galaxy, noise & (table["line_snr"] >= FAINTEST_SNR)),
+    }
+
+
+def _is_residual(table: pd.DataFrame, settings: Input) -> pd.Series:
+    """Where a line that nobody injected is the galaxy's: within OWN_PX of one of OWN_LINES or of its mask, twice as far
+    in spectra of strong lines, or where the catalogue's redshift is wrong, so that the template is."""
+    wrong = ((table["z_lens"] - table["true_z"]).abs() / (1 + table["true_z"]) > WRONG_REDSHIFT).to_numpy()
+    rest = pixel(table["line_wave"] / (1 + table["true_z"]))
+    near = OWN_PX * np.where(table["kind"] == "lens_line", 2, 1)
+    reach = [(line, near) for line in OWN_LINES]
+    reach += [(line, near + settings.lens_line_half_width_px) for line in settings.lens_lines]
+    return wrong | pd.Series(np.any([np.abs(rest - pixel(line)) <= px for line, px in reach], axis=0), table.index)
 
 
 def vetting_summary(figures: dict[str, Any]) -> str:

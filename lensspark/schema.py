@@ -204,6 +204,8 @@ VETTING = (
     Column("theta_e_err", "double", "error of theta_e", "arcsec", "stat.error;pos.angDistance"),
     Column("p_multiple", "double", "probability that a source in the fibre is multiply imaged", ucd="stat.probability"),
     Column("image_separation", "double", "expected separation of two images", "arcsec", "pos.angDistance"),
+    Column("lens_line_px", "double", "distance from the galaxy's own Mg II, which the search does not mask", "pix",
+           "stat.value"),
     Column("overdensity_lens", "double", "excess of lines at its lens-frame wavelength over the median", "",
            "stat.value"),
     Column("overdensity_observed", "double", "excess of lines at its observed wavelength over the running median", "",
@@ -288,9 +290,9 @@ CANDIDATES = Table(
 COMPARED = (
     "ra", "dec", "class", "z", "zwarning", "sn_median", "z_lens", "selected", "not_selected_because", "p_line",
     "line_wave", "line_snr", "line_flux", "line_peak", "line_mask_fraction", "n_line_hits", "is_hit", "profile_chi2",
-    "p_skew_positive", "dchi2_skew", "dchi2_spike", "exposure_tension", "p_lya", "sn_oii_veto", "overdensity_lens",
-    "overdensity_observed", "p_fibre", "p_plate", "p_night", "p_same_wave", "n_repeat", "repeat_tension",
-    "n_neighbour", "neighbour_ratio", "q_value", "known_lens", "grade", "veto", "path",
+    "p_skew_positive", "dchi2_skew", "dchi2_spike", "exposure_tension", "p_lya", "p_sky", "sn_oii_veto", "lens_line_px",
+    "overdensity_lens", "overdensity_observed", "p_fibre", "p_plate", "p_night", "p_same_wave", "n_repeat",
+    "repeat_tension", "n_neighbour", "neighbour_ratio", "q_value", "known_lens", "grade", "veto", "path",
 )
 _OF_BOTH = tuple(
     replace(column, name=f"{name}_{side}", description=f"{column.description}; in run {side.upper()}")

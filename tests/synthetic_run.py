@@ -49,7 +49,7 @@ def ledger(rng, plate, n, hit_rate, threshold):
         "line_mask_fraction": of(scored, 0.0), "n_line_hits": pd.array(np.where(scored, 1, None), "Int32"),
         "null_p_line": of(scored & (rng.random(n) < 0.25), threshold * rng.random(n)), "null_snr": of(scored, 4.0),
         "is_hit": np.where(scored, hit, None), "sn_oii_veto": of(hit, oii), "p_skew_positive": of(hit, skew),
-        "dchi2_skew": of(hit, 10 * skew), "profile_chi2": of(hit, 30.0), "p_lya": of(hit, skew),
+        "dchi2_skew": of(hit, 10 * skew), "profile_chi2": of(hit, 30.0), "p_lya": of(hit, skew), "p_sky": of(hit, 0.0),
         "dchi2_spike": of(hit, -5.0), "n_neighbour": pd.array(np.where(hit, 4, None), "Int32"),
         "neighbour_ratio": of(hit, 4 * rng.random(n) ** 3), "n_repeat": pd.array(np.where(hit, 0, None), "Int32"),
         "n_repeat_confirmed": pd.array(np.where(hit, 0, None), "Int32"), "p_multiple": of(hit, skew),

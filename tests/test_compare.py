@@ -67,7 +67,7 @@ def test_a_limit_is_named_with_its_cut_and_both_values():
     assert why == "line_snr fails: vetting.min_line_snr 6 → 9 (line_snr 8)"
     hit = {"is_hit": (True, False), "veto": (0, None), "p_line": (0.96, 0.96)}
     names, proven, why = told(row(hit, hit="vanished"), other(score__threshold=0.97))
-    assert (names, proven, why) == (["limit"], True, "below the threshold: score.threshold 0.95 → 0.97 (p_line 0.96)")
+    assert (names, proven, why) == (["limit"], True, "below the threshold: score.threshold 0.945 → 0.97 (p_line 0.96)")
 
 
 @pytest.mark.parametrize("cut", [cut for cut in CUTS if cut.threshold], ids=lambda cut: cut.name)

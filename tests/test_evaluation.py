@@ -16,7 +16,8 @@ def tables(rows):
     kind, p_line, wave, snr, found = (list(column) for column in zip(*rows, strict=True))
     ledger = pd.DataFrame({**key, "p_line": np.array(p_line, float), "line_wave": np.array(found, float),
                            "line_snr": 5 + 10 * np.array(p_line, float), "z_lens": np.full(n, 0.5)})
-    truth = pd.DataFrame({**key, "kind": kind, "line_wave": np.array(wave, float), "line_snr": np.array(snr, float)})
+    truth = pd.DataFrame({**key, "kind": kind, "line_wave": np.array(wave, float), "line_snr": np.array(snr, float),
+                          "z_lens": np.full(n, 0.5)})
     return ledger, truth
 
 
@@ -69,17 +70,27 @@ def test_what_the_cuts_do_counted_by_hand():
         ("lya", 0.9, 4200, 9, 4200), ("lya", 0.9, 4200, 9, 4200), ("lya", 0.9, 4200, 9, 4200 + 4 * px),
         ("lya", 0.1, 4200, 9, 4200), ("oii", 0.9, 4100, 9, 4100 + 4 * px), ("oii", 0.9, 4100, 7, 4100),
         ("clean", 0.9, None, None, 4000), ("airglow", 0.9, 4100, 9, 4100), ("cosmic", 0.1, 4000, 9, 4000),
+        ("clean", 0.05, None, None, 4010),                       # a peak of noise below S/N 6
+        ("clean", 0.9, None, None, 1.5 * 2797.3 + px),           # on the galaxy's own Mg II
+        ("clean", 0.9, None, None, 1.5 * 2626.45 + 10 * px),     # beside all its lines, but its redshift is wrong
+        ("lens_line", 0.9, 5590.6, 30, 1.5 * 2803.53 + 5 * px), ("cosmic", 0.9, 4000, 9, 4210),
     ]
     ledger, truth = tables(rows)
     truth["line_alpha"] = 3.0
-    veto = [0, Veto.NIGHT | Veto.OII, 0, np.nan, Veto.OII, Veto.OII, 0, Veto.SAME_WAVE, np.nan]
-    ledger["veto"], ledger["q_value"] = [float(v) for v in veto], [0.01, 0.01, 0.01, np.nan, 0.01, 0.2, 0.05, 1, np.nan]
+    truth.loc[11, "z_lens"] = 0.4
+    veto = [0, Veto.NIGHT | Veto.OII, 0, np.nan, Veto.OII, Veto.OII, 0, Veto.SAME_WAVE, np.nan, Veto.LINE_SNR,
+            Veto.OVERDENSITY_LENS, 0, 0, 0]
+    ledger["veto"] = [float(v) for v in veto]
+    ledger["q_value"] = [0.01, 0.01, 0.01, np.nan, 0.01, 0.2, 0.05, 1, np.nan, 1, 1, 1, 1, 1]
     figures = evaluation.evaluate_vetting(ledger, truth, INPUT)
     groups = figures["groups"]
     assert groups["lya, S/N >= 8, alpha >= 2"] == {"n": 4, "hits": 2, "vetoed": 1, "by": {"night": 1, "oii": 1}}
     assert groups["oii, S/N >= 8"] == {"n": 1, "hits": 1, "vetoed": 1, "by": {"oii": 1}}
-    assert groups["template residuals"]["vetoed"] == 0 and groups["airglow"]["by"] == {"same_wave": 1}
-    assert (groups["cosmic"]["n"], groups["cosmic"]["hits"]) == (1, 0)
+    # The lya line that was found 4 px from its place is nothing else.
+    assert groups["template residuals"] == {"n": 12, "hits": 3, "vetoed": 1, "by": {"overdensity_lens": 1}}
+    assert groups["noise peaks"] == {"n": 12, "hits": 3, "vetoed": 1, "by": {"line_snr": 1}}
+    assert groups["noise peaks, S/N >= 6"]["hits"] == 2 and groups["airglow"]["by"] == {"same_wave": 1}
+    assert (groups["cosmic"]["n"], groups["cosmic"]["hits"]) == (2, 0)
     q = figures["q"]
     assert (q["n"], q["false"]) == (5, 2), "the lya line elsewhere and the clean galaxy; [OII] is a doublet"
     assert "oii 1" in evaluation.vetting_summary(figures)

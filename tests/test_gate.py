@@ -113,7 +113,7 @@ def test_predict_refuses_a_production_run_without_a_fitting_verdict(tmp_path, ca
         assert code == EXIT_USAGE and not out.exists() and "run.production: model" in said
         return said
 
-    assert "measured with threshold 0.985, this run has 0.5" in refused(shipped, "score.threshold=0.5")
+    assert "measured with threshold 0.945, this run has 0.5" in refused(shipped, "score.threshold=0.5")
     assert "measured with model_sha256" in refused(shipped | {"model_sha256": "0" * 64})
     assert "measured with gate_sha256" in refused(shipped | {"gate_sha256": "0" * 64})
     assert "no verdict" in refused("{") and "no verdict" in refused({"passed": True}) and "no verdict" in refused("[]")

@@ -115,12 +115,26 @@ def test_lines_at_the_ends_of_the_window(cell):
     assert np.log10(found["line_wave"][0]) * 1e4 - FIRST == pytest.approx(at, abs=0.6)
 
 
+def test_a_wide_line_in_noise_is_placed_by_a_filter_of_its_width():
+    centres = np.full(2000, 600.0)
+    loglam0 = np.full(2000, FIRST * 1e-4)
+    lines = spectra(centres, 5.0, 3.5, noise=0.3)
+    found = measure_line(lines, heat_at(centres), loglam0, 6.0)
+    beside = np.log10(found["line_wave"]) * 1e4 - FIRST - 600
+    classical = lines.snr[:, 590:614].argmax(axis=1) - 10
+    assert np.sum(np.abs(beside) > 3.5) < np.sum(np.abs(classical) > 3.5) and np.std(beside) < np.std(classical)
+    # The S/N stays that of the classical filter, at its own maximum.
+    np.testing.assert_allclose(found["line_snr"], lines.snr[:, 590:614].max(axis=1), rtol=1e-6)
+
+
 def test_likely_lines_are_ranked_by_their_signal_to_noise_and_no_other_score_changes():
-    p = np.array([0.0, 0.3, 0.5, 0.9])
+    p = np.array([0.0, 0.1, 0.3, 0.5])
     np.testing.assert_allclose(ranked(p, np.array([40.0, 5.0, 5.0, 9.0])), p, rtol=1e-12)
-    snr = np.linspace(5, 40, 8)
-    likely = ranked(np.full(8, 0.97), snr)
+    snr = np.linspace(5, 70, 14)
+    likely = ranked(np.full(14, 0.97), snr)
     assert (np.diff(likely) > 0).all() and (likely > 0.9).all() and (likely < 1).all()
     rising = ranked(1 - np.geomspace(0.5, 1e-12, 100), np.full(100, 8.0))
     assert (np.diff(rising) > 0).all()
-    assert ranked(np.array([1 - 1e-9]), np.array([-3.0])) >= 0.9 - 1e-12
+    assert ranked(np.array([1 - 1e-9]), np.array([-3.0])) == 0.5
+    # A sure line of S/N 6 has even odds times exp(6 / 2).
+    assert ranked(np.array([1 - 1e-9]), np.array([6.0])) == pytest.approx(1 / (1 + np.exp(-3)), abs=1e-6)

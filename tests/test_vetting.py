@@ -15,8 +15,9 @@ LINE = {"p_line": 0.9, "line_peak": 3.0, "line_snr": 9.0, "line_mask_fraction": 
 # What the other cuts read, of a hit that passes them all.
 CLEAR = {"overdensity_lens": 0.0, "overdensity_observed": 0.0, "p_fibre": 0.5, "p_plate": 0.5, "p_night": 0.5,
          "p_same_wave": 1.0, "p_skew_positive": 0.5, "dchi2_skew": 0.0, "sn_oii_veto": 0.0, "p_lya": 0.5,
-         "profile_chi2": 30.0, "dchi2_spike": -9.0, "n_neighbour": 4, "neighbour_ratio": 0.0, "n_repeat": 0,
-         "repeat_tension": None, "exposure_tension": None, "q_value": 0.01, "grade": None, "known_lens": None}
+         "lens_line_px": 300.0, "p_sky": 0.0, "profile_chi2": 30.0, "dchi2_spike": -9.0, "n_neighbour": 4,
+         "neighbour_ratio": 0.0, "n_repeat": 0, "repeat_tension": None, "exposure_tension": None, "q_value": 0.01,
+         "grade": None, "known_lens": None}
 STATE = {"selected": True, "not_selected_because": None, "reason": None}
 TYPES = {column.name: column.type for column in schema.SCORED.columns + schema.VETTING}
 WHOLE = schema.Table("whole", schema.SCORED.columns + schema.VETTING)
@@ -56,15 +57,18 @@ CASES = [
     ({"overdensity_observed": 40.0, "overdensity_lens": 40.0, "p_fibre": 0.0, "p_plate": 0.0, "p_night": None,
       "p_same_wave": 0.0, "known_lens": "J0029+2544"}, True, 0),  # a known lens is no artefact
     ({"sn_oii_veto": 9.0, "known_lens": "J0029+2544"}, True, Veto.OII),  # but its line may be [OII]
+    ({"lens_line_px": 2.0}, True, Veto.LENS_LINE),
+    ({"lens_line_px": None}, True, Veto.LENS_LINE),
+    ({"p_sky": 0.6}, True, Veto.SKY),
     ({"p_fibre": 9e-6}, True, Veto.FIBRE),
     ({"p_plate": 9e-6, "p_night": 0.0}, True, Veto.PLATE | Veto.NIGHT),
     ({"p_same_wave": 9e-4}, True, Veto.SAME_WAVE),
     ({"sn_oii_veto": 3.0}, True, Veto.OII),
     ({"sn_oii_veto": None, "profile_chi2": None, "p_skew_positive": None, "dchi2_skew": None, "p_lya": None,
-      "n_neighbour": None, "n_repeat": None}, True,  # a spectrum that could not be read again
-     Veto.OII | Veto.COSMIC_RAY | Veto.EXPOSURES | Veto.SKEWNESS | Veto.SKEW_CHI2 | Veto.IDENTITY | Veto.NEIGHBOUR
-     | Veto.REPEAT),
-    ({"dchi2_spike": 2.1}, True, Veto.COSMIC_RAY),
+      "p_sky": None, "n_neighbour": None, "n_repeat": None}, True,  # a spectrum that could not be read again
+     Veto.OII | Veto.SKY | Veto.COSMIC_RAY | Veto.EXPOSURES | Veto.SKEWNESS | Veto.SKEW_CHI2 | Veto.IDENTITY
+     | Veto.NEIGHBOUR | Veto.REPEAT),
+    ({"dchi2_spike": -2.4}, True, Veto.COSMIC_RAY),
     ({"dchi2_spike": None}, True, 0),  # no line-spread function, no spike test
     ({"exposure_tension": 4.1}, True, Veto.EXPOSURES),
     ({"neighbour_ratio": 3.1}, True, Veto.NEIGHBOUR),
@@ -90,9 +94,9 @@ def test_each_cut_has_its_own_published_bit():
     assert all(bit.value.bit_count() == 1 and bit < 2**31 for bit in bits)  # fits the ledger's signed int
     assert {bit.name: bit.value.bit_length() - 1 for bit in Veto} == {
         "LINE_PEAK": 0, "LINE_SNR": 1, "MASK_FRACTION": 2, "LINE_HITS": 3, "OVERDENSITY_OBSERVED": 5,
-        "OVERDENSITY_LENS": 6, "FIBRE": 7, "PLATE": 8, "NIGHT": 9, "OII": 10, "IDENTITY": 11, "SKEWNESS": 15,
-        "SKEW_CHI2": 16, "NEIGHBOUR": 18, "REPEAT": 19, "COSMIC_RAY": 20, "SAME_WAVE": 21, "EXPOSURES": 22,
-        "FALSE_ALARM": 23, "HUMAN": 26}
+        "OVERDENSITY_LENS": 6, "FIBRE": 7, "PLATE": 8, "NIGHT": 9, "OII": 10, "IDENTITY": 11,
+        "LENS_LINE": 12, "SKY": 13, "SKEWNESS": 15, "SKEW_CHI2": 16, "NEIGHBOUR": 18, "REPEAT": 19, "COSMIC_RAY": 20,
+        "SAME_WAVE": 21, "EXPOSURES": 22, "FALSE_ALARM": 23, "HUMAN": 26}
     assert [cut.describe(CONFIG.vetting) for cut in CUTS][1] == "matched-filter S/N at least 6"
     assert {name for cut in CUTS for name in cut.columns} <= set(schema.LEDGER.names)
 
@@ -198,3 +202,12 @@ def test_funnel_of_nothing(spark):
 def test_a_row_without_a_verdict_is_an_error(spark):
     with pytest.raises(RuntimeError, match="1 rows have no verdict"):
         funnel(vet(scored(spark, [{}, {"p_line": None}]), CONFIG), CONFIG)
+
+
+def test_the_distance_from_the_galaxys_mg_ii_is_that_of_its_nearer_line(spark):
+    from lensspark.vetting.evidence import lens_line_px
+
+    waves = [1.5 * 2796.35 * 10**3e-4, 1.5 * 2803.53 * 10**-2e-4, 1.5 * 2803.53 * 10**0.02, None]
+    rows = spark.createDataFrame([(wave, 0.5) for wave in waves], "line_wave double, z_lens double")
+    found = [row.px for row in rows.select(lens_line_px().alias("px")).collect()]
+    assert found[:3] == pytest.approx([3.0, 2.0, 200.0]) and found[3] is None

@@ -42,7 +42,7 @@ _BINS = (*_COUNTED, "vetting.overdensity_bin_px", "vetting.overdensity_median_bi
 SETTINGS: dict[str, tuple[str, ...]] = {
     "n_line_hits": ("vetting.line_hits_snr",),
     **dict.fromkeys(("profile_chi2", "p_skew_positive", "dchi2_skew", "dchi2_spike"), _PROFILE),
-    **dict.fromkeys(("p_lya", "sn_oii_veto"), _IDENTITY),
+    **dict.fromkeys(("p_lya", "p_sky", "sn_oii_veto"), _IDENTITY),
     "exposure_tension": (*_PROFILE, "vetting.exposure_flux_loss"),
     **dict.fromkeys(("n_neighbour", "neighbour_ratio"), _NEIGHBOUR),
     **dict.fromkeys(("n_repeat", "repeat_tension"), _REPEAT),

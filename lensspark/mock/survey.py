@@ -24,6 +24,7 @@ _ARTEFACT_SNR = {"airglow": (4.0, 20.0), "cosmic": (4.0, 40.0), "broad": (4.0, 6
 _CROSSTALK = 0.03  # of the next fibre's light
 _SCALE_STEPS = 8  # each at least halves the error in ln S/N
 _CALIBRATION_WIGGLE = 0.012  # of a fibre's flux calibration beside the plate's, over about 90 px
+_WRONG_REDSHIFT = 0.006  # of the galaxies; the pipeline's model then has none of their lines
 _SKY_ERROR, _SKY_SHIFT = 0.006, 0.015  # sky subtraction: of the sky's flux, and px of wavelength
 
 
@@ -113,6 +114,7 @@ def _observe(seed, plate, mjd, fiberids, settings, basis, conditions, first, n_p
     columns = _catalogue(seed, plate, mjd, fiberids, targets, scalars, conditions)
     columns |= truth_of(targets, emitted, line, ivar, factor)
     own_lines = np.isin(targets.kind, [KINDS.index("lens_line"), KINDS.index("clean")])
+    own_lines &= scalars[:, 17] >= _WRONG_REDSHIFT
     simple[own_lines] += (other + line)[own_lines]
     columns |= {
         "loglam0": np.full(len(fiberids), first * DLOGLAM),
@@ -206,7 +208,7 @@ def _catalogue(seed, plate, mjd, fiberids, targets: Objects, s: np.ndarray, cond
     sky, star = (targets.kind == KINDS.index(name) for name in ("sky", "star"))
     u = targets.u
     z_err = 4e-5 * 10 ** (0.35 * (targets.mag_i - 18.5) / 2 + 0.15 * ndtri(s[:, 16]))
-    wrong = (s[:, 17] < 0.006) & ~star
+    wrong = (s[:, 17] < _WRONG_REDSHIFT) & ~star
     z = targets.z + z_err * ndtri(s[:, 18])
     z = np.where(sky | wrong, 0.05 + 0.9 * s[:, 19], z)
     zwarning = np.where(sky, 1 | 4, np.where(wrong, 4, np.where(s[:, 17] > 0.98, 16, 0))).astype(np.int64)

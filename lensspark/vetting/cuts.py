@@ -40,6 +40,8 @@ class Veto(IntFlag):
     NIGHT = 1 << 9
     OII = 1 << 10
     IDENTITY = 1 << 11
+    LENS_LINE = 1 << 12
+    SKY = 1 << 13
     SKEWNESS = 1 << 15
     SKEW_CHI2 = 1 << 16
     NEIGHBOUR = 1 << 18
@@ -142,6 +144,11 @@ CUTS = (
     # Shu et al. (2016): a line at the implied Hbeta, [OIII] or Halpha.
     Cut(Veto.OII, "S/N at [OII]'s companions below {threshold}", ("sn_oii_veto",), "max_sn_oii_veto",
         lambda v: F.col("sn_oii_veto") < v.max_sn_oii_veto),
+    # Few galaxies have Mg II emission, and a plate's airglow is in few of its fibres: over-densities tell late.
+    _at_least(Veto.LENS_LINE, "at least {threshold} px from the galaxy's own Mg II", "lens_line_px", "min_lens_line_px",
+              spares_known=True),
+    _at_most(Veto.SKY, "probability of a line of the night sky at most {threshold}", "p_sky", "max_p_sky",
+             spares_known=True),
     _at_least(Veto.IDENTITY, "probability of Lya at least {threshold}", "p_lya", "min_p_lya"),
     # Where the line-spread function is not known nothing is too narrow.
     _at_most_where_known(Veto.COSMIC_RAY, "a spike fits better by at most {threshold} in chi2", "dchi2_spike",

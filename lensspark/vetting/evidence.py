@@ -6,6 +6,7 @@ not hits are only counted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from pyspark.sql import functions as F
 
 from lensspark import schema
 from lensspark.config import Config
+from lensspark.eigen import DLOGLAM
+from lensspark.lines import MGII
 from lensspark.spectrum import window_pixels
 from lensspark.vetting import known, nulls, overdensity
 from lensspark.vetting.cuts import completed
@@ -23,8 +26,8 @@ from lensspark.vetting.measuring import is_hit
 
 KEY = [column.name for column in schema.KEY]
 # What this module makes of the ledger; the rest of schema.VETTING was measured in spectra or given by people.
-COLUMNS = ("overdensity_lens", "overdensity_observed", "p_fibre", "p_plate", "p_night", "n_same_wave", "p_same_wave",
-           "known_lens", "q_value", "followup")
+COLUMNS = ("lens_line_px", "overdensity_lens", "overdensity_observed", "p_fibre", "p_plate", "p_night", "n_same_wave",
+           "p_same_wave", "known_lens", "q_value", "followup")
 _LINE = ("ra", "dec", "z_lens", *(column.name for column in schema.LINE))
 Keep = Callable[[DataFrame, str], DataFrame]
 NEUTRAL = 0.5  # a factor of the follow-up rank that could not be measured
@@ -56,8 +59,14 @@ def gather(ledger: DataFrame, measured: DataFrame, known_lenses: pd.DataFrame, c
     lines = overdensity.with_same_wave(lines, v, n_pix)
     hits = keep(completed(lines.where(is_hit(config)).join(measured, on=KEY, how="left")), "hits")
     hits, facts = nulls.with_q_value(hits, ledger, config)
-    hits = hits.withColumn("followup", followup())
+    hits = hits.withColumns({"lens_line_px": lens_line_px(), "followup": followup()})
     return Evidence(hits.select(*KEY, *COLUMNS), pd.concat([bins, groups], ignore_index=True), facts)
+
+
+def lens_line_px() -> Column:
+    """Pixels between `line_wave` and the nearer line of Mg II at `z_lens`; null where that is not known."""
+    rest = F.log10(F.col("line_wave") / (1 + F.col("z_lens")))
+    return F.least(*(F.abs(rest - math.log10(line)) / DLOGLAM for line in MGII))
 
 
 def followup() -> Column:
