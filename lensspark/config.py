@@ -138,7 +138,7 @@ class Score:
     model: str = field()
     threshold: float = field(**between(0, 1))
     engine: str = field(**one_of("auto", "openvino", "tensorflow"))
-    precision: str = field(**one_of("f32", "bf16"))
+    precision: str = field(**one_of("auto", "f32", "bf16"))
     batch_size: int = field(**between(1, 100_000))
     null_fraction: float = field(**between(0, 1))
     null_seed: int = field(**between(0, 2**31 - 1))

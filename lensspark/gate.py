@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +20,20 @@ import numpy as np
 import pandas as pd
 from scipy.special import betaincinv
 
-from lensspark import __version__, catalogue, config, detectors, metrics
+from lensspark import __version__, catalogue, config, detectors, engine, metrics
 from lensspark.checked import ConfigError, between, field, section
 from lensspark.config import Config, resource
 from lensspark.eigen import Basis
 from lensspark.model import Model
+from lensspark.progress import line
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+log = logging.getLogger(__name__)
+
 VERDICT = "gate.json"
+BF16_SNR, BF16_CHANGED = 7.0, 0.01  # lines that bf16 may not lose; share of all hits that may come or go
 LINE_KINDS = ("lya", "oii")  # what a training set labels as a line
 
 
@@ -120,30 +125,67 @@ def measure(spark: SparkSession, settings: Config, out: str | None = None) -> di
     """
     gate, model = load(settings.run.gate), Model.named(settings.score.model)
     golden = dataclasses.replace(config.load(), score=settings.score)
-    mixed, clean = golden_set(spark, model, golden, gate.golden)
+    mixed, clean = (golden_set(spark, model, golden, gate.golden, which) for which in (False, True))
     threshold = settings.score.threshold
     criteria = [*recalls(mixed, gate.limits, threshold), null_rate(clean, gate.limits, threshold),
                 calibration(mixed, gate.limits)]
     if gate.golden.known_lenses:
         criteria.append(known_recall(spark, model, golden, gate))
+    bf16 = {}
+    if settings.score.precision == "f32" and engine.has_bf16(settings.score.engine):
+        other = dataclasses.replace(golden, score=dataclasses.replace(settings.score, precision="bf16"))
+        bf16 = {"bf16": same_hits(mixed, golden_set(spark, model, other, gate.golden, False), threshold)}
     verdict = {"passed": all(criterion["passed"] for criterion in criteria), "model_sha256": model.sha256,
                "gate_sha256": gate.sha256, "threshold": threshold, "precision": settings.score.precision,
-               "lensspark": __version__, "spectra": {"mixed": len(mixed), "clean": len(clean)}, "criteria": criteria}
+               "lensspark": __version__, "spectra": {"mixed": len(mixed), "clean": len(clean)},
+               "criteria": criteria, **bf16}
     folder = out or str(Model.place(settings.score.model))
     catalogue.write_file(catalogue.join(folder, VERDICT), (json.dumps(verdict, indent=1) + "\n").encode())
     return verdict
 
 
-def golden_set(spark: SparkSession, model: Model, settings: Config, golden: Golden
-               ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """detectors.compare's rows of the mixed and of the clean plates, without what could not be scored."""
+def same_hits(f32: pd.DataFrame, bf16: pd.DataFrame, threshold: float) -> dict[str, Any]:
+    """Whether a search may take bf16: rows of detectors.compare of the same spectra, in the same order.
+
+    No line of an S/N of BF16_SNR or more that is a hit is lost, no score is off by more than the engine's tolerance,
+    and hits that come or go are at most BF16_CHANGED of all.
+    """
+    hits, others = f32["p_line"].to_numpy() > threshold, bf16["p_line"].to_numpy() > threshold
+    bright = f32["line_snr"].to_numpy() >= BF16_SNR
+    found = {"spectra": len(f32), "hits": int(hits.sum()), "changed": int((hits != others).sum()),
+             "lost_bright": int((hits & bright & ~others).sum()),
+             "largest_difference": round(float((f32["p_line"] - bf16["p_line"]).abs().max()), 4)}
+    safe = (not found["lost_bright"] and found["changed"] <= BF16_CHANGED * max(found["hits"], 1)
+            and found["largest_difference"] <= engine.TOLERANCE["bf16"])
+    return {"passed": safe, **found}
+
+
+def precision(settings: Config, model: Model) -> str:
+    """f32 or bf16 for a search: what is configured; for auto bf16 where the model's verdict says that it finds the same
+    hits at this threshold, and this machine is faster in it."""
+    score = settings.score
+    if score.precision != "auto":
+        return score.precision
+    try:
+        verdict = json.loads((Model.place(score.model) / VERDICT).read_text())
+        safe = (verdict["model_sha256"], verdict["threshold"]) == (model.sha256, score.threshold)
+        safe = safe and verdict["bf16"]["passed"]
+    except (OSError, ValueError, KeyError, TypeError):
+        safe = False
+    gain = engine.gain_of_bf16(model, score.batch_size) if safe and engine.has_bf16(score.engine) else 0.0
+    chosen = "bf16" if gain >= engine.WORTH_IT else "f32"
+    log.info(line("precision", chosen=chosen, bf16_is_safe=safe, bf16_is_faster=round(gain, 2)))
+    return chosen
+
+
+def golden_set(spark: SparkSession, model: Model, settings: Config, golden: Golden, clean: bool) -> pd.DataFrame:
+    """detectors.compare's rows of the mixed or of the `clean` plates, without what could not be scored."""
     basis = Basis.load(resource("data/eigenbasis.npz"))
-    numbers = list(range(golden.first_plate, golden.first_plate + golden.mixed_plates + golden.clean_plates))
-    parts = ((settings.mock_training, numbers[:golden.mixed_plates]),
-             (detectors.only(settings), numbers[golden.mixed_plates:]))
-    mixed, clean = (detectors.on_mock_plates(spark, model, settings, mock, basis, plates, golden.seed)
-                    for mock, plates in parts)
-    return mixed[mixed["scorable"]], clean[clean["scorable"]]
+    first, n = golden.first_plate, golden.mixed_plates
+    mock, plates = ((detectors.only(settings), range(first + n, first + n + golden.clean_plates)) if clean else
+                    (settings.mock_training, range(first, first + n)))
+    rows = detectors.on_mock_plates(spark, model, settings, mock, basis, list(plates), golden.seed)
+    return rows[rows["scorable"]]
 
 
 def recalls(mixed: pd.DataFrame, limits: Limits, threshold: float) -> list[dict[str, Any]]:
@@ -219,4 +261,8 @@ def text(verdict: dict[str, Any]) -> str:
              f"gate {verdict['gate_sha256'][:12]}"]
     for criterion in verdict["criteria"]:
         lines.append(f"  {'passed' if criterion['passed'] else 'FAILED'}  {criterion['text']}")
+    if found := verdict.get("bf16"):
+        same = "gives the same" if found["passed"] else "does not give the same"
+        lines.append(f"  bf16 {same}: of {found['hits']} hits {found['changed']} change, {found['lost_bright']} lines of "
+                     f"S/N {BF16_SNR:g} are lost, scores differ by up to {found['largest_difference']:g}")
     return "\n".join([*lines, "passed" if verdict["passed"] else "failed: not for a run marked production"])

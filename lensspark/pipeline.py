@@ -46,7 +46,8 @@ def plan(spectra: str, out: str, settings: Config, resume: bool = False, increme
     if incremental:
         delta.check_final(products(out))
     window = dataclasses.replace(settings.read, window=model.window)
-    settings = dataclasses.replace(settings, read=window, input=model.input, network=model.network)
+    score = dataclasses.replace(settings.score, precision=gate.precision(settings, model))
+    settings = dataclasses.replace(settings, read=window, input=model.input, network=model.network, score=score)
     lenses = read_known(settings.vetting.known_lenses)
     start = time.monotonic()
     listed = manifest.of_survey(spectra, settings.read, settings.vetting.known_lenses)

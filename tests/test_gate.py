@@ -203,3 +203,34 @@ def test_known_lenses_are_asked_for_where_spectra_are_named(spark, tmp_path, sha
     table.tail(1).to_csv(tmp_path / "lenses.csv", index=False)
     with pytest.raises(ValueError, match="no spectrum of the known lenses can be read"):
         gate.known_recall(spark, Model.named("default"), settings, chosen)
+
+
+def scores(p_line, snr):
+    return pd.DataFrame({"p_line": p_line, "line_snr": snr})
+
+
+@pytest.mark.parametrize(("other", "passed"), [
+    ([0.99, 0.96, 0.1] + [0.99] * 200, True),
+    ([0.80, 0.96, 0.1] + [0.99] * 200, False),           # a bright line is lost
+    ([0.99, 0.80, 0.1] + [0.99] * 200, True),            # a faint one may be
+    ([0.99, 0.80, 0.1] + [0.99] * 197 + [0.9] * 3, False),  # not too many
+    ([0.99, 0.96, 0.4] + [0.99] * 200, False),           # a score is far off
+])
+def test_bf16_may_lose_no_bright_line(other, passed):
+    snr = np.r_[9.0, 5.0, np.nan, np.full(200, 6.0)]
+    found = gate.same_hits(scores([0.99, 0.96, 0.1] + [0.99] * 200, snr), scores(other, snr), 0.95)
+    assert found["passed"] == passed and found["hits"] == 202
+
+
+@pytest.mark.parametrize(("safe", "gain", "chosen"), [(True, 1.9, "bf16"), (True, 1.1, "f32"), (False, 1.9, "f32"),
+                                                      (None, 1.9, "f32")])
+def test_auto_takes_bf16_where_it_is_safe_and_faster(tmp_path, monkeypatch, safe, gain, chosen):
+    folder = shutil.copytree(Model.place("default"), tmp_path / "model")
+    settings = config.load([], [f"score.model={folder}", "score.precision=auto"])
+    verdict = {"model_sha256": Model.load(folder).sha256, "threshold": settings.score.threshold}
+    (folder / gate.VERDICT).write_text(json.dumps(verdict | ({} if safe is None else {"bf16": {"passed": safe}})))
+    monkeypatch.setattr(gate.engine, "has_bf16", lambda name: True)
+    monkeypatch.setattr(gate.engine, "gain_of_bf16", lambda model, batch: gain)
+    assert gate.precision(settings, Model.load(folder)) == chosen
+    other = config.load([], [f"score.model={folder}", "score.precision=auto", "score.threshold=0.9"])
+    assert gate.precision(other, Model.load(folder)) == "f32", "the verdict is of another threshold"
