@@ -263,6 +263,6 @@ def text(verdict: dict[str, Any]) -> str:
         lines.append(f"  {'passed' if criterion['passed'] else 'FAILED'}  {criterion['text']}")
     if found := verdict.get("bf16"):
         same = "gives the same" if found["passed"] else "does not give the same"
-        lines.append(f"  bf16 {same}: of {found['hits']} hits {found['changed']} change, {found['lost_bright']} lines of "
-                     f"S/N {BF16_SNR:g} are lost, scores differ by up to {found['largest_difference']:g}")
+        lines.append(f"  bf16 {same}: of {found['hits']} hits {found['changed']} change, {found['lost_bright']} lines "
+                     f"of S/N {BF16_SNR:g} are lost, scores differ by up to {found['largest_difference']:g}")
     return "\n".join([*lines, "passed" if verdict["passed"] else "failed: not for a run marked production"])
