@@ -73,7 +73,7 @@ def _centre(prepared: Prepared, peak: np.ndarray) -> np.ndarray:
     rows = np.arange(len(peak))
     residual, ivar = prepared.residual[rows[:, None], at], prepared.ivar[rows[:, None], at] * inside
     snr = matched_filter.snr(residual, ivar, PLACE_SIGMA).astype(np.float64)
-    near = snr[:, half - PLACE_PX:half + PLACE_PX + 1].argmax(axis=1) + half - PLACE_PX
+    near = np.where(inside, snr, -np.inf)[:, half - PLACE_PX:half + PLACE_PX + 1].argmax(axis=1) + half - PLACE_PX
     return peak + near - half + _parabola(*(snr[rows, near + step] for step in (-1, 0, 1)))
 
 

@@ -34,7 +34,7 @@ def simulate_mixed(spark, folder, plates, fibres):
 def settings(folder):
     """Of a run with a small random model, at a threshold that makes a third of the spectra hits."""
     make_model().save(folder / "small")
-    return (f"score.model='{folder / 'small'}'", "score.threshold=0.96", "score.engine='openvino'",
+    return (f"score.model='{folder / 'small'}'", "score.threshold=0.72", "score.engine='openvino'",
             "report.max_candidates=0", "limits.max_quarantine_fraction=1")
 
 

@@ -159,7 +159,7 @@ def test_nothing_new_is_exit_0_without_spark_and_without_a_trace(first, tree, ch
 
 
 @pytest.mark.parametrize(("setting", "said"), [
-    ("score.threshold=0.4", "another score.threshold (0.96, this one's is 0.4); take a new folder"),
+    ("score.threshold=0.4", "another score.threshold (0.72, this one's is 0.4); take a new folder"),
     ("score.model='default'", "another model_sha256")])
 def test_another_search_needs_another_folder(first, tree, chosen, monkeypatch, capsys, setting, said):
     before = everything_in(first)

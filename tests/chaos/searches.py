@@ -49,7 +49,7 @@ class Search:
                  spark: dict[str, str] | None = None, sabotage: str = "", **more: str):
         self.out = out
         chosen = SPARK | {"spark.executorEnv.LENSSPARK_SABOTAGE": sabotage} | (spark or {})
-        settings = [f"score.model='{model}'", "score.threshold=0.97", "score.engine='openvino'",
+        settings = [f"score.model='{model}'", "score.threshold=0.72", "score.engine='openvino'",
                     "read.target_partition_mb=1"]
         command = [sys.executable, str(ROOT / "jobs/predict.py"), "--spectra", survey, "--out", str(out),
                    "--master", master, *(word for text in settings for word in ("--set", text)), *arguments]
