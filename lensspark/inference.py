@@ -21,7 +21,7 @@ from lensspark.config import Config
 from lensspark.eigen import DLOGLAM
 from lensspark.locate import measure_line, ranked
 from lensspark.model import Model
-from lensspark.selection import selected
+from lensspark.selection import selected, text
 from lensspark.session import share
 from lensspark.spectrum import Prepared, prepare
 
@@ -158,7 +158,7 @@ def roles(rows: pd.DataFrame, chosen: pd.DataFrame, drawn: np.ndarray, beyond: n
     role = np.where(drawn, "both", np.where(beyond, "shifted", "score"))
     role = np.where(readable & chosen["selected"].to_numpy(), role, "")
     if sky_too:
-        sky = rows["objtype"].fillna("").str.strip(" ").str.upper().to_numpy() == "SKY"
+        sky = (text(rows["objtype"]) == "SKY").to_numpy()
         role = np.where((role == "") & readable & sky & np.isfinite(chosen["z_lens"].to_numpy()), "null", role)
     return role
 

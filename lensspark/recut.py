@@ -84,7 +84,6 @@ def _model(card: dict[str, Any]) -> Model | None:
 
 def recut(spark: SparkSession, run: Run, parent: str) -> int:
     """Writes the re-cut's ledger, candidates, report and run card; the exit code."""
-
     with run.working(spark):
         with run.stage("vet") as facts:
             read = partial(_read, spark, products(parent))

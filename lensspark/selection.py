@@ -22,7 +22,7 @@ _READS = ("class", "subclass", "z", "objtype", "class_noqso", "zwarning_noqso", 
 NAMES = [column.name for column in schema.SELECTION]
 
 
-def _text(values: pd.Series) -> pd.Series:
+def text(values: pd.Series) -> pd.Series:
     """A catalogue string without the padding and the mixed case that FITS writers leave; '' for null."""
     return values.astype(object).where(values.notna(), "").str.strip(" ").str.upper()
 
@@ -35,9 +35,9 @@ def _number(values: pd.Series) -> np.ndarray:
 
 def _published(rows: pd.DataFrame, selection: config.Selection) -> list[Criterion]:
     """Parent sample of Li et al. (2018): CLASS GALAXY without emission-line subclasses, Z above a limit."""
-    subclass = _text(rows["subclass"])
+    subclass = text(rows["subclass"])
     return [
-        ("class", _text(rows["class"]) == "GALAXY"),
+        ("class", text(rows["class"]) == "GALAXY"),
         *((f"subclass_{name.lower()}", ~subclass.str.contains(name, regex=False))
           for name in ("STARFORMING", "BROADLINE", "AGN")),
         ("z_min", _number(rows["z"]) > selection.z_min),
@@ -47,10 +47,10 @@ def _published(rows: pd.DataFrame, selection: config.Selection) -> list[Criterio
 def _classical(rows: pd.DataFrame, selection: config.Selection) -> list[Criterion]:
     """Sample of Shu et al. (2016): galaxy targets with a clean redshift from galaxy templates, on good plates."""
     return [
-        ("objtype", _text(rows["objtype"]) == "GALAXY"),
-        ("class_noqso", _text(rows["class_noqso"]) == "GALAXY"),
+        ("objtype", text(rows["objtype"]) == "GALAXY"),
+        ("class_noqso", text(rows["class_noqso"]) == "GALAXY"),
         ("zwarning_noqso", _number(rows["zwarning_noqso"]) == 0),
-        ("plate_quality", rows["plate_quality"].isna() | (_text(rows["plate_quality"]) == "GOOD")),
+        ("plate_quality", rows["plate_quality"].isna() | (text(rows["plate_quality"]) == "GOOD")),
         ("sky_chi2", rows["sky_chi2"].isna() | (_number(rows["sky_chi2"]) < selection.max_sky_chi2)),
         ("z_noqso", np.isfinite(_number(rows["z_noqso"]))),
     ]

@@ -17,11 +17,26 @@ KEY = [column.name for column in schema.KEY]
 MOCK = ("mock.lya=0.3", "mock.line_snr=[8, 20]", "mock.repeat=0.4")
 
 
-def write_plates(redux, basis, plates, seed=7):
-    """spPlate + spZbest of `plates`, numbers from 4000 to 4009; plates of one pair share objects."""
+def write_plates(redux, basis, plates, seed=7, broken=None):
+    """spPlate + spZbest of `plates`, numbers from 4000 to 4009; plates of one pair share objects; `redux`.
+
+    The plate `broken` is no FITS file.
+    """
     plan, mock = Plan(4000, 10, FIBRES, seed, "spplate", 0), config.load([], MOCK).mock
     for plate in plates:
         write_plate(str(redux), plan, plate, mock, basis)
+    if broken:
+        next(redux.rglob(f"spPlate-{broken}-*.fits")).write_bytes(b"not FITS")
+    return redux
+
+
+def write_unreadable(redux):
+    """The files of one plate, for what lists them and reads none; `redux`."""
+    folder = redux / "v5_7_0/4055"
+    folder.mkdir(parents=True)
+    for name in ("spPlate-4055-55359.fits", "spZbest-4055-55359.fits"):
+        (folder / name).write_bytes(b"x")
+    return redux
 
 
 def simulate_mixed(spark, folder, plates, fibres):

@@ -26,10 +26,7 @@ def chosen(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tree(basis, tmp_path_factory):
     """Plates 4000 to 4002, of which the last cannot be read."""
-    redux = tmp_path_factory.mktemp("survey") / "redux"
-    write_plates(redux, basis, (4000, 4001, 4002))
-    next(redux.rglob("spPlate-4002-*.fits")).write_bytes(b"not FITS")
-    return redux
+    return write_plates(tmp_path_factory.mktemp("survey") / "redux", basis, (4000, 4001, 4002), broken=4002)
 
 
 @pytest.fixture(scope="module")

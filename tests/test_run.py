@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small_survey import everything_in
+from small_survey import everything_in, write_unreadable
 
 from lensspark import catalogue, config, lock, manifest, progress, promotion
 from lensspark import run as runs
@@ -114,11 +114,7 @@ def test_of_many_that_find_a_stale_lock_one_wins(tmp_path):
 
 @pytest.fixture
 def tree(tmp_path):
-    redux = tmp_path / "redux/v5_7_0/4055"
-    redux.mkdir(parents=True)
-    for name in ("spPlate-4055-55359.fits", "spZbest-4055-55359.fits"):
-        (redux / name).write_bytes(b"x")
-    return tmp_path / "redux"
+    return write_unreadable(tmp_path / "redux")
 
 
 def make(tree, out, *settings, model="m" * 64):

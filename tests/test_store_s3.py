@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow.dataset as ds
 import pytest
 import s3_server
-from small_survey import KEY, ledger_of, search, settings, write_plates
+from small_survey import KEY, ledger_of, search, settings, write_plates, write_unreadable
 from test_run import make, stage_result
 
 from lensspark import lock, promotion, store
@@ -36,10 +36,7 @@ def chosen(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tree(basis, tmp_path_factory):
     """Plates 4000 to 4002, of which the last cannot be read."""
-    redux = tmp_path_factory.mktemp("survey") / "redux"
-    write_plates(redux, basis, (4000, 4001, 4002))
-    next(redux.rglob("spPlate-4002-*.fits")).write_bytes(b"not FITS")
-    return redux
+    return write_plates(tmp_path_factory.mktemp("survey") / "redux", basis, (4000, 4001, 4002), broken=4002)
 
 
 @pytest.fixture(scope="module")
@@ -167,11 +164,7 @@ def test_a_re_cut_of_a_run_on_a_store(s3, first):
 
 @pytest.fixture
 def small(tmp_path):
-    redux = tmp_path / "redux/v5_7_0/4055"
-    redux.mkdir(parents=True)
-    for name in ("spPlate-4055-55359.fits", "spZbest-4055-55359.fits"):
-        (redux / name).write_bytes(b"x")
-    return tmp_path / "redux"
+    return write_unreadable(tmp_path / "redux")
 
 
 def staged(small, out, text, *settings):
