@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import uuid
+from datetime import UTC, datetime
 from typing import Any
 
 from lensspark.catalogue import join, write_file
@@ -78,7 +78,10 @@ def working_folder(fs: Any, place: str, run_id: str, resume: bool) -> str:
     if renames(fs):
         return STAGING
     unfinished = unfinished_folders(fs, place)
-    return max(unfinished) if resume and unfinished else f"{RESULTS}/{run_id}-{uuid.uuid4().hex[:8]}"
+    if resume and unfinished:
+        return max(unfinished)
+    # The names are in the order of the runs: a store's times of change are whole seconds.
+    return f"{RESULTS}/{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{run_id}"
 
 
 def unfinished_folders(fs: Any, place: str) -> list[str]:
@@ -177,7 +180,8 @@ def _remove_progress(fs: Any, place: str) -> None:
 
 
 def _remove_oldest(fs: Any, results: list[str], keep: int) -> None:
-    for path in sorted(results, key=lambda path: str(fs.modified(f"{path}/{CARD}")))[: max(len(results) - keep, 0)]:
+    by_age = sorted(results, key=lambda path: (str(fs.modified(f"{path}/{CARD}")), path))
+    for path in by_age[: max(len(results) - keep, 0)]:
         fs.rm(path, recursive=True)
 
 
