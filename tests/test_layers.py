@@ -16,9 +16,10 @@ LAYERS = {
              "lines", "locate", "matched_filter", "measure", "metrics", "mock", "model", "population", "profile",
              "spectrum", "svg", "weighted_pca"},
     "network": {"network", "engine", "feed", "figures", "tracking", "training"},
-    "spark": {"benchmark", "blocks", "catalogue", "compare", "daemon", "delta", "detectors", "evaluation", "gate",
-              "inference", "injection", "lock", "manifest", "pipeline", "progress", "promotion", "recut", "report",
-              "run", "selection", "session", "simulate", "source", "store", "training_set", "vetting"},
+    "spark": {"benchmark", "blocks", "catalogue", "class_archive", "compare", "daemon", "delta", "detectors",
+              "evaluation", "gate", "inference", "injection", "java", "lock", "manifest", "pipeline", "progress",
+              "promotion", "recut", "report", "run", "selection", "session", "simulate", "source", "store",
+              "training_set", "vetting"},
     "jobs": {"cli"},
 }
 LEVEL = {module: level for level, modules in enumerate(LAYERS.values()) for module in modules}

