@@ -154,6 +154,24 @@ def test_pairs_on_the_sky_are_those_of_brute_force(spark):
     np.testing.assert_allclose(merged, separation.arcsec, atol=1e-5)
 
 
+def test_null_searches_are_counted_by_hand(spark):
+    rows = pd.DataFrame([
+        # objtype, p_line, line_snr, null_p_line, null_snr, shifted_p_line, shifted_snr
+        ("GALAXY", 0.99, 9.0, 0.1, 2.0, None, None),  # searched upside down
+        ("GALAXY", 0.10, 2.0, 0.97, 7.0, None, None),  # and a hit there
+        ("GALAXY", 0.20, 2.0, 0.96, 3.0, None, None),  # a faint one
+        ("GALAXY", 0.20, 2.0, None, None, 0.99, None),  # redwards, a hit without S/N
+        ("GALAXY", None, None, None, None, None, None),  # not scored
+        ("Sky ", None, None, 0.99, 6.0, None, None),  # a sky fibre, not selected: its spectrum is the null
+        ("SKY", 0.98, 5.0, 0.99, 9.0, None, None),  # one that was selected: its own score counts
+    ], columns=["objtype", "p_line", "line_snr", "null_p_line", "null_snr", "shifted_p_line", "shifted_snr"])
+    expected = {"n_scored": 5, "n_null": 4, "n_null_hits": 3, "n_null_hits_snr_6": 2, "n_shifted": 1,
+                "n_shifted_hits": 1, "n_shifted_hits_snr_6": 0, "n_sky": 2, "n_sky_hits": 2, "n_sky_hits_snr_6": 1}
+    assert nulls.counted(rows, 0.9).tolist() == [*expected.values()]
+    assert nulls.null_facts(spark.createDataFrame(rows).repartition(3), 0.9) == expected
+    assert set(nulls.null_facts(spark.createDataFrame(rows).where("p_line > 2"), 0.9).values()) == {0}
+
+
 def test_q_values_by_hand():
     q = nulls.q_values([0.99, 0.98, 0.97, 0.6], [0.5], weight=1.0)
     upper = nulls.upper_limit(0)

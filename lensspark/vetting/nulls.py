@@ -17,6 +17,7 @@ Ann. Appl. Stat. 2, 197: separate classes).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ CONFIDENCE = 0.8413  # one sigma, one-sided; Gehrels 1986
 ARTEFACT = (Veto.MASK_FRACTION | Veto.LINE_HITS | Veto.OVERDENSITY_LENS | Veto.OVERDENSITY_OBSERVED | Veto.SAME_WAVE
             | Veto.FIBRE | Veto.PLATE | Veto.NIGHT | Veto.NEIGHBOUR | Veto.REPEAT | Veto.COSMIC_RAY
             | Veto.EXPOSURES)
+KINDS = ("null", "shifted", "sky")
+_COUNTED = ("objtype", "p_line", "line_snr", "null_p_line", "null_snr", "shifted_p_line", "shifted_snr")
 
 
 def upper_limit(n: np.ndarray) -> np.ndarray:
@@ -103,23 +106,32 @@ def _flipped() -> Column:
 
 
 def null_facts(ledger: DataFrame, threshold: float) -> dict[str, int]:
-    """Scored spectra, those searched upside down or redwards, sky fibres, with hits, and those of S/N 6 and up."""
-    sky = F.coalesce(F.upper(F.trim("objtype")) == "SKY", F.lit(False))
-    sky_p = F.when(sky, F.coalesce("p_line", "null_p_line"))
-    sky_snr = F.when(F.col("p_line").isNotNull(), F.col("line_snr")).otherwise(F.col("null_snr"))
+    """`counted` of the whole ledger."""
+    names = ["n_scored", *(f"n_{kind}{what}" for kind in KINDS for what in ("", "_hits", "_hits_snr_6"))]
 
-    def count(condition: Column) -> Column:
-        return F.coalesce(F.sum(condition.cast("int")), F.lit(0))
+    def count(parts: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        none = np.zeros(len(names), np.int64)
+        yield pd.DataFrame([sum((counted(rows, threshold) for rows in parts), none)], columns=names)
 
-    def hits(p: Column, snr: Column, among: Column) -> list[Column]:
-        hit = among & (p > threshold) & ~F.isnan(p)
-        return [count(among), count(hit), count(hit & (snr >= 6) & ~F.isnan(snr))]
+    # Thirty conditional sums in one query take Spark's code generator seconds, and numpy none.
+    found = ledger.select(*_COUNTED).mapInPandas(count, ", ".join(f"{name} long" for name in names)).toPandas()
+    return {name: int(n) for name, n in found.sum().items()}
 
-    names = [f"n_{kind}{what}" for kind in ("null", "shifted", "sky") for what in ("", "_hits", "_hits_snr_6")]
-    shifted = F.col("shifted_p_line")
-    columns = [*hits(F.col("null_p_line"), F.col("null_snr"), _flipped()),
-               *hits(shifted, F.col("shifted_snr"), shifted.isNotNull()),
-               *hits(sky_p, sky_snr, sky & sky_p.isNotNull())]
-    row = ledger.agg(count(F.col("p_line").isNotNull()).alias("n_scored"),
-                     *(column.alias(name) for name, column in zip(names, columns, strict=True))).first()
-    return row.asDict()
+
+def counted(rows: pd.DataFrame, threshold: float) -> np.ndarray:
+    """Of `rows` (_COUNTED): how many are scored; and of each of KINDS how many, its hits, and its hits of S/N 6 and up.
+
+    null: searched upside down; shifted: redwards of the window; sky: sky fibres, selected or not.
+    """
+    scored = rows["p_line"].notna()
+    sky_snr = rows["line_snr"].where(scored, rows["null_snr"])
+    sky = rows["objtype"].fillna("").str.strip().str.upper() == "SKY"
+    searched = {"null": (scored, rows["null_p_line"], rows["null_snr"]),
+                "shifted": (True, rows["shifted_p_line"], rows["shifted_snr"]),
+                "sky": (sky, rows["p_line"].fillna(rows["null_p_line"]), sky_snr)}
+    found = [scored.sum()]
+    for kind in KINDS:
+        among, p, snr = searched[kind]
+        hit = among & (p > threshold)
+        found += [(among & p.notna()).sum(), hit.sum(), (hit & (snr >= 6)).sum()]
+    return np.array(found, np.int64)
