@@ -5,6 +5,7 @@
 3. All cores at once without Spark: reading, inference, and both: the limits of a whole search.
 4. Whole searches, as jobs/predict.py: on 8 plates to PLATES, in turn with the limits, f32 and bf16; memory, start-up.
 5. Partition sizes, a cold cache, one and two executors of one core; with --training, the training's feed and steps.
+6. A search of a million spectra: the plates once more, linked, under other versions of the pipeline.
 
 Rates are medians of ROUNDS, with the lowest and highest. An hour on two cores for the defaults; --parts runs some.
 """
@@ -16,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lensspark.session import job_parser, run_job  # noqa: E402
 
-PARTS = ("core", "scale", "partitions", "cold", "executors")
+PARTS = ("core", "scale", "partitions", "cold", "executors", "million")
 
 
 def main(argv=None):

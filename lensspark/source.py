@@ -277,14 +277,14 @@ def batches(units: tuple[Unit, ...], options: Options) -> Iterator[pa.RecordBatc
 def _parts(units: tuple[Unit, ...], options: Options, faults: list[dict]) -> Iterator[Spectra]:
     """The spectra of `units`, at most `max_rows_per_batch` at a time; `faults` gets theirs."""
     for unit in units:
-        for alike in _widths(unit, options):
+        for alike in spectra_of(unit, options):
             faults += alike.faults
             for first in range(0, len(alike), options.max_rows_per_batch):
                 yield alike[first:first + options.max_rows_per_batch]
             del alike
 
 
-def _widths(unit: Unit, options: Options) -> Iterator[Spectra]:
+def spectra_of(unit: Unit, options: Options) -> Iterator[Spectra]:
     """The spectra of `unit` in the window, then those drawn to have the pixels beyond it, read once more with them."""
     spectra = read_unit(unit, options.columns, options.window)
     drawn = draw(spectra.columns, *options.beyond) if len(spectra) else np.zeros(0, bool)

@@ -60,6 +60,12 @@ def test_plates_are_written_once_and_read_as_a_survey(tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.fits")}
     units = survey_files(str(survey.part(tmp_path, 2))).units
     assert [unit.plate for unit in units] == [5000, 5001]
+    twice = survey_files(str(survey.many(tmp_path, 2))).units
+    versions = ("v6_0_0", "v6_1_0")
+    assert sorted((unit.plate, unit.run2d) for unit in twice) == [
+        (plate, run2d) for plate in (5000, 5001, 5002) for run2d in versions]
+    copies = [read_unit(unit) for unit in twice]
+    assert not any(copy.faults for copy in copies) and {*copies[0].columns["run2d"]} < {*versions}
     third = read_unit(next(u for u in survey_files(str(tmp_path / "spplate")).units if u.plate == 5002))
     assert len(third) == 1000 and not third.faults and set(third.columns["plate"]) == {5002}
     json.dumps(benchmark.machine(2))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import platform
 from pathlib import Path
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 PRECISIONS = ("f32", "bf16")
 PARTITION_MB = (128, 512, 2048)
+MILLION = 1_000_000
 
 
 def measure(out: Path, config: Config, plates: int, rounds: int, parts: tuple[str, ...], training: str | None) -> str:
@@ -41,7 +43,7 @@ def measure(out: Path, config: Config, plates: int, rounds: int, parts: tuple[st
              "keras": lambda: core.alternate({"keras predict": core.keras(folder, config, model)}, rounds),
              "scale": lambda: scale(out, folder, config, plates, rounds, cores),
              "partitions": lambda: partitions(out, folder, plates), "cold": lambda: cold(out, folder, plates),
-             "executors": lambda: executors(out, folder, plates),
+             "executors": lambda: executors(out, folder, plates), "million": lambda: million(out, folder, plates),
              "training": lambda: core.alternate(core.training(Path(training), config), rounds, 1.0)}
     wanted = [name for name in steps if name in parts or (name == "training" and training)
               or (name == "keras" and "core" in parts)]
@@ -96,6 +98,14 @@ def cold(out: Path, folder: Path, plates: int) -> list[dict[str, Any]]:
 def executors(out: Path, folder: Path, plates: int) -> list[dict[str, Any]]:
     """Searches of half the tree by one and by two executors of one core each."""
     return [{"executors": n, **_predict(out, folder, plates // 2, master=f"local-cluster[{n},1,2048]")} for n in (1, 2)]
+
+
+def million(out: Path, folder: Path, plates: int) -> list[dict[str, Any]]:
+    """A search of a million spectra and more: the plates under as many versions of the pipeline as that takes."""
+    copies = math.ceil(MILLION / (1000 * plates))
+    found = whole.predict(survey.many(folder, copies), out / "run")
+    log.info("%s: %.1f s", found["counts"], found["seconds"])
+    return [{"plates": plates * copies, "precision": "auto", **found}]
 
 
 def _predict(out: Path, folder: Path, plates: int, *settings: str, master: str = "") -> dict[str, Any]:

@@ -176,8 +176,9 @@ def _alone(folder: Path, config: Config, barrier: Any, seconds: float) -> dict[s
     model = Model.named(config.score.model)
     scorer, units = inference.scorer(model, config), survey_files(str(folder / "spplate")).units
     n_pix, score = model.pixels[1], config.score
-    window = source.Options("", window=model.window, beyond=(score.null_shift_fraction, score.null_seed)).read_window
-    spectra = read_unit(units[0], PLANES, window)
+    beyond = score.null_shift_fraction, score.null_seed
+    options = source.Options("", window=model.window, columns=PLANES, beyond=beyond)
+    spectra = read_unit(units[0], PLANES, options.read_window)
     z, rows, turn = np.array(spectra.columns["z"], float), selected(spectra, config), itertools.cycle(units)
     drawn, loglam0 = np.random.default_rng(0).random((2, len(rows))), np.full(len(rows), 3.58)
     role = np.where(drawn[0] < score.null_fraction, "both",
@@ -192,7 +193,8 @@ def _alone(folder: Path, config: Config, barrier: Any, seconds: float) -> dict[s
             inference.search(scorer, near, far, z[rows[part]], loglam0[part], role[part], config.vetting.line_hits_snr)
 
     def read() -> None:
-        read_unit(next(turn), PLANES, window)
+        for _ in source.spectra_of(next(turn), options):
+            pass
 
     def search() -> None:
         read()

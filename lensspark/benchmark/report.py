@@ -27,7 +27,9 @@ def table(results: dict[str, Any]) -> str:
         rows = [[name, NOTES.get(name, ""), *_spread(rates[name])] for name in rates]
         parts.append(_markdown(["stage, one core", "", "spectra/s", "lowest to highest"], rows))
     if "scale" in results:
-        parts += [_limits(results), _runs(results), _steady(results)]
+        parts += [_limits(results), _runs(results["scale"]["runs"]), _steady(results)]
+    if "million" in results:
+        parts.append(_runs(results["million"]))
     rows = [[what, run[what], f"{run['timings']['score']:.1f}", f"{run['seconds']:.1f}",
              f"{run['memory_mb'].get('worker', np.nan):.0f}"]
             for name, what in (("partitions", "partition_mb"), ("cold", "cache"), ("executors", "executors"))
@@ -67,9 +69,9 @@ def _limits(results: dict[str, Any]) -> str:
     return _markdown(["all cores, no Spark", "spectra of input/s", "lowest to highest"], rows)
 
 
-def _runs(results: dict[str, Any]) -> str:
+def _runs(runs: list[dict[str, Any]]) -> str:
     rows = []
-    for run in results["scale"]["runs"]:
+    for run in runs:
         times, memory = run["timings"], run["memory_mb"]
         rows.append([run["plates"], run["precision"], f"{run['seconds']:.1f}", f"{run['to_first_task']:.1f}",
                      *(f"{times[name]:.1f}" for name in ("score", "measure", "vet", "publish", "report")),

@@ -27,17 +27,16 @@ def predict(tree: Path, out: Path, *settings: str, master: str = "") -> dict[str
     with the job's last lines if it fails.
     """
     shutil.rmtree(out, ignore_errors=True)
-    events, conf = out.with_suffix(".events"), out.with_suffix(".conf")
+    events = out.with_suffix(".events")
     shutil.rmtree(events, ignore_errors=True)
     events.mkdir(parents=True)
-    conf.mkdir(exist_ok=True)
-    (conf / "spark-defaults.conf").write_text(
-        f"spark.eventLog.enabled true\nspark.eventLog.compress false\nspark.eventLog.dir {events.as_uri()}\n")
+    logged = {"enabled": "true", "compress": "false", "dir": events.as_uri()}
+    options = " ".join(f"--conf spark.eventLog.{name}={value}" for name, value in logged.items())
     command = [sys.executable, str(resource("jobs/predict.py")), "--spectra", str(tree), "--out", str(out),
                *(word for setting in settings for word in ("--set", setting)), *(("--master", master) * bool(master))]
     start = time.time()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                               env=os.environ | {"SPARK_CONF_DIR": str(conf)})
+                               env=os.environ | {"PYSPARK_SUBMIT_ARGS": f"{options} pyspark-shell"})
     memory: dict[str, float] = {}
     watcher = threading.Thread(target=_watch, args=(process.pid, memory), daemon=True)
     watcher.start()
