@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lensspark import config, schema
-from lensspark.boss import Unit, absolute, join_catalogues, survey_files
+from lensspark.boss import Survey, Unit, absolute, join_catalogues, survey_files
 from lensspark.catalogue import digest, join, write_file
 
 NAME = "manifest.parquet"
@@ -44,13 +44,12 @@ class Stamp(NamedTuple):
 
 @dataclass(frozen=True)
 class Manifest:
-    """`root`: the survey as its paths begin; `table`: schema.MANIFEST. Listed, it has `units` and `catalogues` too;
-    one that was read from a run has not. `complete`: what catalogues say of the plates is in it."""
+    """`root`: the survey as its paths begin; `table`: schema.MANIFEST; `survey`: what was listed, nothing in one that
+    was read from a run. `complete`: what catalogues say of the plates is in it."""
 
     root: str
     table: pa.Table
-    units: tuple[Unit, ...] = ()
-    catalogues: tuple[str, ...] = ()
+    survey: Survey = Survey()
     complete: bool = False
 
     @property
@@ -80,14 +79,15 @@ class Manifest:
 
         Reads the catalogues, which may take a minute for a whole spAll.
         """
-        units = join_catalogues(self.units, self.catalogues)
-        new = [_row(self.root, unit.path, unit.kind, (Stamp(), Stamp()), unit) for unit in units[len(self.units):]]
+        listed = self.survey
+        units = join_catalogues(listed.units, listed.catalogues)
+        new = [_row(self.root, unit.path, unit.kind, (Stamp(), Stamp()), unit) for unit in units[len(listed.units):]]
         table = pa.concat_tables([self.table, pa.Table.from_pylist(new, _SCHEMA)])
         known = dict(zip(((_below(self.root, unit.path), unit.kind) for unit in units), map(_known, units),
                          strict=True))
         keys = zip(table["path"].to_pylist(), table["kind"].to_pylist(), strict=True)
         table = table.set_column(_SCHEMA.get_field_index("known"), "known", pa.array(map(known.get, keys), pa.string()))
-        return dataclasses.replace(self, table=table, units=units, complete=True)
+        return dataclasses.replace(self, table=table, survey=dataclasses.replace(listed, units=units), complete=True)
 
     def write(self, path: str) -> None:
         stream = io.BytesIO()
@@ -142,15 +142,16 @@ def of_survey(spectra: str, read: config.Read, lenses: Iterable[str] = ()) -> Ma
     survey, root = survey_files(spectra, read.layout), absolute(spectra)
     plates = [unit.zbest for unit in survey.units if unit.zbest]
     files = [unit.path for unit in survey.units if unit.kind != "fault"]
-    stamp = _stamps([*files, *plates, *survey.catalogues, *survey.exposures], read.fingerprint)
+    exposures = [unit.path for unit in survey.exposures]
+    stamp = _stamps([*files, *plates, *survey.catalogues, *exposures], read.fingerprint)
     stamp |= {path: _stamp(path, read.fingerprint) for path in lenses}
     units = tuple(dataclasses.replace(unit, size=stamp.get(unit.path, Stamp()).size if unit.size is None else unit.size)
                   for unit in survey.units)
     rows = [_row(root, unit.path, unit.kind, (stamp.get(unit.path, Stamp()), stamp.get(unit.zbest, Stamp())), unit)
             for unit in units]
-    for kind, paths in (("catalogue", survey.catalogues), ("exposures", survey.exposures), ("lenses", lenses)):
+    for kind, paths in (("catalogue", survey.catalogues), ("exposures", exposures), ("lenses", lenses)):
         rows += [_row(root, path, kind, (stamp[path], Stamp())) for path in paths]
-    return Manifest(root, pa.Table.from_pylist(rows, _SCHEMA), units, survey.catalogues)
+    return Manifest(root, pa.Table.from_pylist(rows, _SCHEMA), dataclasses.replace(survey, units=units))
 
 
 def read(path: str) -> Manifest:

@@ -51,7 +51,7 @@ def plan(spectra: str, out: str, settings: Config, resume: bool = False, increme
     lenses = read_known(settings.vetting.known_lenses)
     start = time.monotonic()
     listed = manifest.of_survey(spectra, settings.read, settings.vetting.known_lenses)
-    log.info(line("list", seconds=time.monotonic() - start, files=len(listed.units), spectra=spectra))
+    log.info(line("list", seconds=time.monotonic() - start, files=len(listed.survey.units), spectra=spectra))
     run = Run(spectra, out, model, settings, listed.sha256, model.sha256, lenses, manifest=listed)
     return run if claim(run, resume, incremental) else None
 
@@ -59,10 +59,10 @@ def plan(spectra: str, out: str, settings: Config, resume: bool = False, increme
 def predict(spark: SparkSession, run: Run) -> int:
     """The whole search; the exit code. A second call for the same run replaces its products."""
     with run.working(spark):
-        if run.manifest.catalogues:
+        if run.manifest.survey.catalogues:
             with run.stage("join") as facts:
                 run.manifest = run.manifest.joined()
-                facts["catalogues"] = len(run.manifest.catalogues)
+                facts["catalogues"] = len(run.manifest.survey.catalogues)
         with run.stage("score") as facts:
             scored, told = score(spark, run)
             facts |= told
@@ -82,9 +82,9 @@ def predict(spark: SparkSession, run: Run) -> int:
 def score(spark: SparkSession, run: Run) -> tuple[DataFrame, dict[str, Any]]:
     """schema.SCORED of the whole survey, and what there is to tell; files that the former run knows are not read."""
     if run.former is None:
-        return blocks.score(spark, run, run.manifest.units)
+        return blocks.score(spark, run, run.manifest.survey.units)
     found = manifest.changes(run.former, run.manifest)
-    todo = [unit for unit in run.manifest.units if manifest.key_of(run.manifest, unit) not in found.same]
+    todo = [unit for unit in run.manifest.survey.units if manifest.key_of(run.manifest, unit) not in found.same]
     run.facts["incremental"] = {"former_run_id": finished_card(run.out)["run_id"], **found.counts}
     scored, facts = blocks.score(spark, run, todo)
     return scored.unionByName(carried(spark, run, found)), facts | found.counts
@@ -113,7 +113,7 @@ def carried(spark: SparkSession, run: Run, found: manifest.Changes) -> DataFrame
 def measure(spark: SparkSession, scored: DataFrame, run: Run) -> DataFrame:
     """What the spectra of hits, their neighbours and repeats say, one row per hit (vetting.measuring)."""
     wanted = keep(spark, run, measuring.targets(scored, run.config), "targets")
-    found = measuring.measured(spark, run.spectra, wanted, run.model, run.config)
+    found = measuring.measured(spark, run.manifest.survey, wanted, run.model, run.config)
     if found is not None:
         found = keep(spark, run, found, "measured")
     return keep(spark, run, measuring.gathered(wanted, found, run.config), "gathered")

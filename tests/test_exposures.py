@@ -6,7 +6,7 @@ import pytest
 from astropy.io import fits
 
 from lensspark import exposures
-from lensspark.boss import Fault, Key, full_files, read_exposures
+from lensspark.boss import Fault, Key, Survey, full_files, read_exposures, survey_files
 
 WAVE, WIDTH, SIGMA = 4300.0, 2.2, 1.0
 PX = WAVE * np.log(10) * 1e-4  # Angstrom
@@ -117,9 +117,9 @@ def test_full_files_are_found_beside_whatever_the_search_reads(tmp_path):
     for row in (0, 1):
         full_file(tmp_path / "v5_7_0/spectra/full/3586", plate, row=row)
     keys = {KEY, KEY._replace(fiberid=3), KEY._replace(fiberid=2, run2d="v5_7_2")}
-    assert full_files(str(tmp_path), keys) == {
+    assert full_files(survey_files(str(tmp_path)), keys) == {
         KEY: str(tmp_path / "v5_7_0/spectra/full/3586" / bf.spec_name(plate, 0))}
-    assert full_files("/nowhere", set()) == {}
+    assert full_files(Survey(), keys) == {}
 
 
 def test_real_exposures_together_are_the_coadd(shared_data):

@@ -189,7 +189,7 @@ def test_2500_plates_are_decided_by_their_listing(tmp_path):
     old, new = manifest.read(str(tmp_path / "old.parquet")), manifest.of_survey(str(tmp_path), read)
     assert not manifest.changes(old, new)
     print(f"2,500 plates listed and compared in {time.monotonic() - start:.2f} s")
-    assert sum(unit.nbytes for unit in new.units) == 2500 * 110_000_000 and new.sha256 == old.sha256
+    assert sum(unit.nbytes for unit in new.survey.units) == 2500 * 110_000_000 and new.sha256 == old.sha256
     os.utime(tmp_path / "v5_7_0/4321/v5_7_0/spZbest-4321-55555.fits")
     found = manifest.changes(old, manifest.of_survey(str(tmp_path), read))
     assert found.changed == {("v5_7_0/4321/spPlate-4321-55555.fits", "plate")} and not found.new | found.removed
@@ -226,5 +226,5 @@ def test_stores_tell_by_their_tags(tmp_path):
     listed = manifest.of_survey("memory://manifest", config.load().read)
     (path, kind), = listed.rows()
     assert (path, kind) == ("v5_7_0/4055/spPlate-4055-55359.fits", "plate")
-    assert listed.absolute(path) == listed.units[0].path and isinstance(listed.units[0], Unit)
+    assert listed.absolute(path) == listed.survey.units[0].path and isinstance(listed.survey.units[0], Unit)
     fs.rm("/manifest", recursive=True)

@@ -11,6 +11,7 @@ from astropy.io import fits
 from small_model import make_model
 
 from lensspark import config, exposures, measure, mock, schema
+from lensspark.boss import survey_files
 from lensspark.config import resource
 from lensspark.eigen import Basis
 from lensspark.mock import files
@@ -79,7 +80,7 @@ def gathered(spark, survey):
     scored = spark.createDataFrame(rows, ", ".join(f"{name} {types[name]}" for name in names))
     scored = schema.SCORED.conform(scored)
     wanted = measuring.targets(scored, SETTINGS)
-    measured = measuring.measured(spark, str(survey), wanted, make_model(), SETTINGS)
+    measured = measuring.measured(spark, survey_files(str(survey)), wanted, make_model(), SETTINGS)
     return wanted.toPandas(), measuring.gathered(wanted, measured, SETTINGS)
 
 
@@ -179,12 +180,12 @@ def test_a_file_that_the_system_can_no_longer_read_stops_the_search(spark, surve
     path.symlink_to(path)
     wanted = spark.createDataFrame(gathered[0], measuring.TARGETS.struct_type())
     with pytest.raises(Exception, match="0011.fits: cannot be read: OSError: Too many levels"):
-        measuring.measured(spark, str(root), wanted, make_model(), SETTINGS).count()
+        measuring.measured(spark, survey_files(str(root)), wanted, make_model(), SETTINGS).count()
 
 
 def test_no_hits_no_reading(spark, survey):
     scored = schema.SCORED.conform(spark.createDataFrame([], schema.SCORED.struct_type()))
     wanted = measuring.targets(scored, SETTINGS)
-    assert measuring.measured(spark, str(survey), wanted, make_model(), SETTINGS) is None
+    assert measuring.measured(spark, survey_files(str(survey)), wanted, make_model(), SETTINGS) is None
     got = measuring.gathered(wanted, None, SETTINGS)
     assert got.count() == 0 and {*measure.COLUMNS, "n_repeat"} <= set(got.columns)

@@ -6,9 +6,9 @@
 
 from lensspark.boss.catalogue import join_catalogues
 from lensspark.boss.exposures import Exposure, full_files, read_exposures
-from lensspark.boss.listing import LAYOUTS, Key, Survey, Unit, absolute, survey_files
+from lensspark.boss.listing import LAYOUTS, Key, Survey, Unit, absolute, only, survey_files
 from lensspark.boss.read import PLANES, Spectra, read_unit
 from lensspark.boss.stream import UNREADABLE, Fault
 
 __all__ = ["LAYOUTS", "PLANES", "UNREADABLE", "Exposure", "Fault", "Key", "Spectra", "Survey", "Unit", "absolute",
-           "full_files", "join_catalogues", "read_exposures", "read_unit", "survey_files"]
+           "full_files", "join_catalogues", "only", "read_exposures", "read_unit", "survey_files"]

@@ -13,7 +13,7 @@ import numpy as np
 
 from lensspark.boss.catalogue import texts
 from lensspark.boss.fits import HDU, hdus, read_table
-from lensspark.boss.listing import Key, survey_files
+from lensspark.boss.listing import Key, Survey, only
 from lensspark.boss.stream import DATA_ERRORS, Fault, fault_of, open_stream
 
 FIRST_HDU = 4
@@ -33,14 +33,13 @@ class Exposure(NamedTuple):
     mask: np.ndarray
 
 
-def full_files(root: str, keys: Collection[Key]) -> dict[Key, str]:
-    """Paths of the spec files below `root` that may hold single exposures of `keys`, whatever the search reads."""
-    if not keys:
-        return {}
-    units = survey_files(root, "full", keys=set(keys), skip_absent=True).units
-    found = {Key(unit.plate, unit.mjd, fiberid, run2d): unit.path
-             for unit in sorted(units, key=lambda unit: unit.run2d)  # a named tree comes after one without a name
-             for fiberid, run2d in unit.fibers if unit.kind in ("full", "spec") and unit.run2d in ("", run2d)}
+def full_files(survey: Survey, keys: Collection[Key]) -> dict[Key, str]:
+    """Paths of the spec files in `survey` that may hold single exposures of `keys`, whatever the search reads."""
+    units = only((unit for unit in (*survey.units, *survey.exposures) if unit.kind in ("full", "spec")), keys)
+    units.sort(key=lambda unit: unit.path, reverse=True)
+    units.sort(key=lambda unit: (unit.run2d, unit.kind == "full"))  # a named tree comes after one without a name
+    found = {Key(unit.plate, unit.mjd, fiberid, run2d): unit.path for unit in units
+             for fiberid, run2d in unit.fibers if unit.run2d in ("", run2d)}
     return {key: found[key] for key in keys if key in found}
 
 

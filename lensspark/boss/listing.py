@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -79,12 +80,12 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Survey:
-    """What a root holds: units to read, in the order of plates, and the paths of catalogues and of spec files that are
-    not read but may hold single exposures."""
+    """What a root holds: units to read, in the order of plates, the paths of catalogues, and the units of spec files
+    that are not read but may hold single exposures."""
 
-    units: tuple[Unit, ...]
-    catalogues: tuple[str, ...]
-    exposures: tuple[str, ...] = ()
+    units: tuple[Unit, ...] = ()
+    catalogues: tuple[str, ...] = ()
+    exposures: tuple[Unit, ...] = ()
 
 
 def survey_files(
@@ -116,13 +117,27 @@ def survey_files(
         if missing and not skip_absent:
             raise ValueError(f"{root}: no spectra of plates {missing[:10]} (layout {layout!r})")
     if keys is not None:
-        units = _only(units, keys, skip_absent)
-    files, searched = [entry.path for entry in entries if not entry.is_dir], {unit.path for unit in units}
-    catalogues = sorted(path for path in files if CATALOGUE.fullmatch(_name(path)))
-    others = (path for path in files if SPEC.fullmatch(_name(path)) and "/lite/" not in path)
-    exposures = sorted(path for path in others if path not in searched)
+        units = only(units, keys)
+        found = {(unit.plate, unit.mjd, fiberid) for unit in units for fiberid, _ in unit.fibers}
+        missing = sorted({key[:3] for key in keys} - found)
+        if missing and not skip_absent:
+            raise ValueError(f"no files of plate-mjd-fiberid {['-'.join(map(str, key)) for key in missing[:10]]}")
+    files, searched = [entry for entry in entries if not entry.is_dir], {unit.path for unit in units}
+    catalogues = sorted(entry.path for entry in files if CATALOGUE.fullmatch(_name(entry.path)))
+    specs = (_spec(entry) for entry in files if SPEC.fullmatch(_name(entry.path)) and entry.path not in searched)
+    exposures = sorted((unit for unit in specs if unit.kind != "lite"), key=lambda unit: unit.path)
     order = sorted(units, key=lambda u: (u.plate or 0, u.mjd or 0, u.path))
     return Survey(tuple(order), tuple(catalogues), tuple(exposures))
+
+
+def only(units: Iterable[Unit], keys: Collection[Key]) -> list[Unit]:
+    """Those of `units` that may hold spectra of `keys`, with the fibres that are wanted of each."""
+    wanted: dict[tuple[int, int], list[tuple[int, str | None]]] = {}
+    for key in sorted(keys, key=lambda k: k[:3]):
+        wanted.setdefault((key.plate, key.mjd), []).append((key.fiberid, key.run2d))
+    found = ((unit, [fibre for fibre in wanted.get((unit.plate, unit.mjd), []) if unit.fiberid in (None, fibre[0])])
+             for unit in units)
+    return [replace(unit, fibers=tuple(fibres)) for unit, fibres in found if fibres]
 
 
 def _name(path: str) -> str:
@@ -230,9 +245,7 @@ def _units(entries: list[Entry], layout: str) -> list[Unit]:
             number = int(name) if FOLDER_PLATE.fullmatch(name) else None
             faults.append(Unit(entry.path, "fault", number, reason=f"folder cannot be listed: {entry.error}"))
         elif spec:
-            kind = next((k for k in ("lite", "full") if f"/{k}/" in entry.path), "spec")
-            unit = Unit(entry.path, kind, *map(int, spec.groups()[:3]), run2d, entry.size)
-            specs.setdefault((tree, *map(int, spec.groups()[:3])), []).append(_if_file(unit, entry))
+            specs.setdefault((tree, *map(int, spec.groups()[:3])), []).append(_if_file(_spec(entry), entry))
         elif plate and name.startswith("spPlate"):
             unit = Unit(entry.path, "plate", *map(int, plate.groups()[:2]), None, run2d, entry.size)
             plates.setdefault((tree, unit.plate, unit.mjd), _if_file(unit, entry))
@@ -250,6 +263,13 @@ def _units(entries: list[Entry], layout: str) -> list[Unit]:
     return faults + list(paired.values()) + single
 
 
+def _spec(entry: Entry) -> Unit:
+    """The unit of a spec file."""
+    numbers = [*map(int, SPEC.fullmatch(_name(entry.path)).groups()[:3])]
+    kind = next((kind for kind in ("lite", "full") if f"/{kind}/" in entry.path), "spec")
+    return Unit(entry.path, kind, *numbers, _tree(entry.path, numbers[0])[1], entry.size)
+
+
 def _if_file(unit: Unit, entry: Entry) -> Unit:
     if entry.is_dir:
         return replace(unit, kind="fault", reason="is a directory, expected a file")
@@ -265,19 +285,3 @@ def _pair(unit: Unit, zbests: list[Entry] | None) -> Unit:
                                                   "a RUN1D folder below it")
     best = max(zbests, key=lambda entry: (entry.path.split("/")[-2] == unit.run2d, entry.path))
     return replace(unit, zbest=best.path, zbest_size=best.size)
-
-
-def _only(units: list[Unit], keys: set[Key], skip_absent: bool) -> list[Unit]:
-    wanted: dict[tuple[int, int], list[tuple[int, str | None]]] = {}
-    for key in sorted(keys, key=lambda k: k[:3]):
-        wanted.setdefault((key.plate, key.mjd), []).append((key.fiberid, key.run2d))
-    kept = []
-    for unit in units:
-        fibers = [f for f in wanted.get((unit.plate, unit.mjd), []) if unit.fiberid in (None, f[0])]
-        if fibers:
-            kept.append(replace(unit, fibers=tuple(fibers)))
-    found = {(unit.plate, unit.mjd, fiberid) for unit in kept for fiberid, _ in unit.fibers}
-    missing = sorted({key[:3] for key in keys} - found)
-    if missing and not skip_absent:
-        raise ValueError(f"no files of plate-mjd-fiberid {['-'.join(map(str, key)) for key in missing[:10]]}")
-    return kept

@@ -16,7 +16,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from lensspark import exposures, measure, schema, source
-from lensspark.boss import UNREADABLE, Fault, Key, full_files, read_exposures, survey_files
+from lensspark.boss import UNREADABLE, Fault, Key, Survey, full_files, only, read_exposures
 from lensspark.config import Config
 from lensspark.counterpart import counterpart
 from lensspark.model import Model
@@ -79,8 +79,8 @@ def _spectrograph(fiberid: str) -> Column:
     return F.floor((F.col(fiberid) - 1) / fibres)
 
 
-def measured(spark: SparkSession, spectra: str, wanted: DataFrame, model: Model, config: Config) -> DataFrame | None:
-    """MEASURED of `wanted` (TARGETS): a task reads some files of the tree `spectra`, and measures what is wanted of it.
+def measured(spark: SparkSession, survey: Survey, wanted: DataFrame, model: Model, config: Config) -> DataFrame | None:
+    """MEASURED of `wanted` (TARGETS): a task reads some files of the `survey`, and measures what is wanted of them.
 
     None if nothing is wanted. A spectrum that is broken outside the window of the search, or whose file is gone, has no
     row; a file that the system cannot read now, but could before, fails the task.
@@ -89,13 +89,12 @@ def measured(spark: SparkSession, spectra: str, wanted: DataFrame, model: Model,
     if targets.empty:
         return None
     keys = [Key(*row) for row in targets[KEY].itertuples(index=False, name=None)]
-    full = full_files(spectra, {key for key, role in zip(keys, targets["role"], strict=True) if role == HIT})
+    full = full_files(survey, {key for key, role in zip(keys, targets["role"], strict=True) if role == HIT})
     targets["full"] = [full.get(key) for key in keys]
-    units = survey_files(spectra, config.read.layout, keys=set(keys), skip_absent=True).units
-    parts = source.blocks(units, config.read.target_partition_mb * 1_000_000, PARTS_PER_CORE * (task_slots(spark) or 1))
+    units, at_least = tuple(only(survey.units, set(keys))), PARTS_PER_CORE * (task_slots(spark) or 1)
+    parts = source.blocks(units, config.read.target_partition_mb * 1_000_000, at_least)
     shared, vetting = share(spark, (model.files, targets)), config.vetting
-    options = source.parse_options({"path": spectra, "window": "full", "columns": ",".join(PLANES),
-                                    "max_rows_per_batch": str(AT_ONCE)})
+    options = source.Options("", window=None, columns=PLANES, max_rows_per_batch=AT_ONCE)
 
     def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         files, its_targets = shared.value
