@@ -162,6 +162,7 @@ class Vetting:
     max_sn_oii_veto: float = field(**between(-1e6, 1e6))
     min_lens_line_px: float = field(**between(0, 100))
     max_p_sky: float = field(**between(0, 1))
+    bad_zwarning_bits: tuple[int, ...] = field(**between(0, 31))
     min_p_lya: float = field(**between(0, 1))
     min_p_skew_positive: float = field(**between(0, 1))
     min_dchi2_skew: float = field(**between(-1e6, 1e6))

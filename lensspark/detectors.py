@@ -30,7 +30,7 @@ from lensspark.mock.instrument import NOISE_CORRELATION
 from lensspark.mock.objects import KINDS
 from lensspark.mock.profiles import FWHM_OF_SIGMA, PIXEL_KMS
 from lensspark.model import Model
-from lensspark.spectrum import Prepared, pixel
+from lensspark.spectrum import Prepared, mask_bits, pixel
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -142,11 +142,13 @@ def classical_search(prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
 
 def on_mock_plates(spark: SparkSession, model: Model, settings: Config, mock: Mock, basis: Basis, plates: list[int],
                    seed: int) -> pd.DataFrame:
-    """`compare` of all fibres of mock plates that are in the published parent sample's range of redshift."""
+    """`compare` of all fibres of mock plates that are in the published parent sample's range of redshift, a redshift
+    without a warning: no others can become candidates (vetting's `redshift`), and their own lines may lie anywhere."""
     from lensspark import inference
 
     first, n_pix = model.pixels
-    limit, broadcast = settings.selection.z_min, (model.files, basis)
+    limit, unsure = settings.selection.z_min, mask_bits(settings.vetting.bad_zwarning_bits)
+    broadcast = model.files, basis
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         files, galaxies = broadcast
@@ -156,7 +158,7 @@ def on_mock_plates(spark: SparkSession, model: Model, settings: Config, mock: Mo
                 for start in range(1, 1001, FIBRES_AT_ONCE):
                     fibres = np.arange(start, start + FIBRES_AT_ONCE)
                     made = observe_plate(seed, plate, MJD, fibres, mock, galaxies, first, n_pix, oracle=True)
-                    chosen = made["z"] > limit
+                    chosen = (made["z"] > limit) & (made["zwarning"] & unsure == 0)
                     made = {name: values[chosen] for name, values in made.items()}
                     rng = np.random.default_rng([seed, plate, start])
                     yield pa.RecordBatch.from_pandas(compare(made, score, settings, first, rng), preserve_index=False)
@@ -233,9 +235,13 @@ def side_by_side(spark: SparkSession, model: Model, settings: Config, basis: Bas
 def on_model(spark: SparkSession, settings: Config, n_plates: int, first_plate: int, seed: int,
              basis: str | Path | None, out: str | Path) -> str:
     """`side_by_side` of the configured model, written to `out`/detectors.json and, where matplotlib is installed,
-    .png; returns `summary`. `basis`: file of the mock galaxies' eigenbasis, by default the shipped one."""
+    .png; returns `summary`. `basis`: file of the mock galaxies' eigenbasis, by default the shipped one;
+    eigenspectra without a sample are mixed like the shipped ones."""
     model, out = Model.named(settings.score.model), Path(out)
-    galaxies = Basis.load(basis or resource("data/eigenbasis.npz"))
+    shipped = Basis.load(resource("data/eigenbasis.npz"))
+    galaxies = Basis.load(basis) if basis else shipped
+    if not len(galaxies.coefficients):  # a file of eigenspectra alone
+        galaxies = galaxies.mixed_like(shipped)
     result = side_by_side(spark, model, settings, galaxies, n_plates, first_plate, seed) | {"model": model.sha256}
     out.mkdir(parents=True, exist_ok=True)
     (out / "detectors.json").write_text(json.dumps(result, indent=1))

@@ -7,7 +7,7 @@ https://data.sdss.org/datamodel/files/BOSS_SPECTRO_REDUX/RUN2D/PLATE4/spPlate.ht
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -75,6 +75,23 @@ class Basis:
             coefficients=self.coefficients.astype(np.float32),
             provenance=np.str_(self.provenance),
         )
+
+    def mixed_like(self, other: Basis) -> Basis:
+        """With coefficients that mix these vectors into what `other`'s galaxies look like where both reach.
+
+        Least squares, every pixel weighted by 1 / its rms over the sample, as in `pca`. Raises ValueError if they do
+        not overlap or `other` has no sample.
+        """
+        first = max(self.first_pixel, other.first_pixel)
+        end = min(basis.first_pixel + basis.vectors.shape[1] for basis in (self, other))
+        if end <= first or not len(other.coefficients):
+            raise ValueError(f"{other.provenance or 'basis'}: expected a sample of galaxies on pixels in common")
+        mine, others = (b.vectors[:, first - b.first_pixel : end - b.first_pixel] for b in (self, other))
+        spectra = other.coefficients @ others
+        weight = 1 / np.maximum(np.sqrt(np.mean(np.square(spectra, dtype=np.float64), axis=0)), 1e-9)
+        found, *_ = np.linalg.lstsq((mine * weight).T, (spectra * weight).T, rcond=None)
+        return replace(self, coefficients=found.T.astype(np.float32),
+                       provenance=f"{self.provenance}, mixed like {other.provenance}")
 
     @cached_property
     def _phased(self) -> np.ndarray:

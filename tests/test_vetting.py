@@ -17,7 +17,7 @@ CLEAR = {"overdensity_lens": 0.0, "overdensity_observed": 0.0, "p_fibre": 0.5, "
          "p_same_wave": 1.0, "p_skew_positive": 0.5, "dchi2_skew": 0.0, "sn_oii_veto": 0.0, "p_lya": 0.5,
          "lens_line_px": 300.0, "p_sky": 0.0, "profile_chi2": 30.0, "dchi2_spike": -9.0, "n_neighbour": 4,
          "neighbour_ratio": 0.0, "n_repeat": 0, "repeat_tension": None, "exposure_tension": None, "q_value": 0.01,
-         "grade": None, "known_lens": None}
+         "grade": None, "known_lens": None, "zwarning": 0, "zwarning_noqso": None, "z_lens": 0.5, "z_noqso": None}
 STATE = {"selected": True, "not_selected_because": None, "reason": None}
 TYPES = {column.name: column.type for column in schema.SCORED.columns + schema.VETTING}
 WHOLE = schema.Table("whole", schema.SCORED.columns + schema.VETTING)
@@ -60,6 +60,13 @@ CASES = [
     ({"lens_line_px": 2.0}, True, Veto.LENS_LINE),
     ({"lens_line_px": None}, True, Veto.LENS_LINE),
     ({"p_sky": 0.6}, True, Veto.SKY),
+    ({"zwarning": 4}, True, Veto.REDSHIFT),
+    ({"zwarning": 16}, True, 0),  # MANY_OUTLIERS: a background line can set it
+    ({"zwarning": 128 | 16, "known_lens": "J0029+2544"}, True, 0),
+    ({"zwarning": 4, "zwarning_noqso": 0, "z_lens": 0.5, "z_noqso": 0.5}, True, 0),  # a quasar was as likely
+    ({"zwarning": 4, "zwarning_noqso": 0, "z_lens": 0.5, "z_noqso": 0.6}, True, Veto.REDSHIFT),
+    ({"zwarning": 4, "zwarning_noqso": 4, "z_lens": 0.5, "z_noqso": 0.5}, True, Veto.REDSHIFT),
+    ({"zwarning": None}, True, 0),
     ({"p_fibre": 9e-6}, True, Veto.FIBRE),
     ({"p_plate": 9e-6, "p_night": 0.0}, True, Veto.PLATE | Veto.NIGHT),
     ({"p_same_wave": 9e-4}, True, Veto.SAME_WAVE),
@@ -95,8 +102,8 @@ def test_each_cut_has_its_own_published_bit():
     assert {bit.name: bit.value.bit_length() - 1 for bit in Veto} == {
         "LINE_PEAK": 0, "LINE_SNR": 1, "MASK_FRACTION": 2, "LINE_HITS": 3, "OVERDENSITY_OBSERVED": 5,
         "OVERDENSITY_LENS": 6, "FIBRE": 7, "PLATE": 8, "NIGHT": 9, "OII": 10, "IDENTITY": 11,
-        "LENS_LINE": 12, "SKY": 13, "SKEWNESS": 15, "SKEW_CHI2": 16, "NEIGHBOUR": 18, "REPEAT": 19, "COSMIC_RAY": 20,
-        "SAME_WAVE": 21, "EXPOSURES": 22, "FALSE_ALARM": 23, "HUMAN": 26}
+        "LENS_LINE": 12, "SKY": 13, "REDSHIFT": 14, "SKEWNESS": 15, "SKEW_CHI2": 16, "NEIGHBOUR": 18, "REPEAT": 19,
+        "COSMIC_RAY": 20, "SAME_WAVE": 21, "EXPOSURES": 22, "FALSE_ALARM": 23, "HUMAN": 26}
     assert [cut.describe(CONFIG.vetting) for cut in CUTS][1] == "matched-filter S/N at least 6"
     assert {name for cut in CUTS for name in cut.columns} <= set(schema.LEDGER.names)
 

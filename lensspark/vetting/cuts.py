@@ -16,6 +16,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from lensspark import config, schema
+from lensspark.spectrum import mask_bits
 
 REJECT = "R"
 
@@ -24,9 +25,9 @@ class Veto(IntFlag):
     """Bits of the ledger's `veto`; a published bit never changes its meaning.
 
     Ranges: 0-4 quality of the line itself; 5-9 and 21 over-densities (observed frame, lens frame, fibre, plate, night;
-    the plate's own lines); 10-14 other identities of the line ([OII], a line of the galaxy, ...); 15-17 profile
-    (skewness); 18-22 but 21 evidence from elsewhere (neighbour fibres, repeats, cosmic rays); 23-25 false-alarm rate;
-    26-29 human verdicts.
+    the plate's own lines); 10-14 other identities of the line ([OII], a line of the galaxy, any of its lines where its
+    redshift is not sure, ...); 15-17 profile (skewness); 18-22 but 21 evidence from elsewhere (neighbour fibres,
+    repeats, cosmic rays); 23-25 false-alarm rate; 26-29 human verdicts.
     """
 
     LINE_PEAK = 1 << 0
@@ -42,6 +43,7 @@ class Veto(IntFlag):
     IDENTITY = 1 << 11
     LENS_LINE = 1 << 12
     SKY = 1 << 13
+    REDSHIFT = 1 << 14
     SKEWNESS = 1 << 15
     SKEW_CHI2 = 1 << 16
     NEIGHBOUR = 1 << 18
@@ -114,6 +116,14 @@ def _at_most_where_known(bit: Veto, phrase: str, column: str, threshold: str) ->
         F.nanvl(column, F.lit(-math.inf)), F.lit(-math.inf)) <= getattr(v, threshold), shown=column)
 
 
+def _sure_of_redshift(v: config.Vetting) -> Column:
+    """No warning of `bad_zwarning_bits` about the galaxy's redshift, or none when quasars are left out and it stays."""
+    bits = F.lit(int(mask_bits(v.bad_zwarning_bits)))
+    ours, without_quasars = (F.col(name).bitwiseAND(bits) == 0 for name in ("zwarning", "zwarning_noqso"))
+    same = without_quasars & (F.col("z_lens") == F.col("z_noqso"))
+    return F.coalesce(ours, F.lit(True)) | F.coalesce(same, F.lit(False))
+
+
 CUTS = (
     # Li et al. (2018): lines with a peak below 1e-17 erg/s/cm2/A do not survive inspection.
     _at_least(Veto.LINE_PEAK, "peak flux density at least {threshold}", "line_peak", "min_line_peak"),
@@ -149,6 +159,9 @@ CUTS = (
               spares_known=True),
     _at_most(Veto.SKY, "probability of a line of the night sky at most {threshold}", "p_sky", "max_p_sky",
              spares_known=True),
+    # Shu et al. (2016) search none with ZWARNING_NOQSO, Li et al. (2018) all: then the galaxy's own lines lie anywhere.
+    Cut(Veto.REDSHIFT, "the galaxy's redshift without a warning", (), "", _sure_of_redshift, spares_known=True,
+        shown="zwarning"),
     _at_least(Veto.IDENTITY, "probability of Lya at least {threshold}", "p_lya", "min_p_lya"),
     # Where the line-spread function is not known nothing is too narrow.
     _at_most_where_known(Veto.COSMIC_RAY, "a spike fits better by at most {threshold} in chi2", "dchi2_spike",
