@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 POSITION_PX = 3.0  # a line is found if it is placed this well
 MJD = 58000  # of the mock nights; no other mock survey has it
-DETECTORS = ("p_line", "matched_filter", "oracle")
+LABELS = {"p_line": "network", "matched_filter": "matched filter", "oracle": "oracle"}
+DETECTORS = tuple(LABELS)
 COLUMNS = ("kind", "z", "line_snr", "true_snr", "line_at", "visible", "scorable",
            *(part for name in DETECTORS for part in (name, f"{name}_at")))
 NIGHT_PX = 101
@@ -256,32 +257,32 @@ def only(settings: Config, **changes: Any) -> Mock:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """`side_by_side`'s figures as tables for people."""
-    lines = [f"{result['n_line_free']:,} clean line-free spectra, {result['n_lines']:,} with a Lya line on usable "
-             f"pixels, contaminants {result['n_contaminants']}", f"galaxies: {result['galaxies']}"]
-    for rate, settings in result["rates"].items():
-        for free, at in settings.items():
-            for suffix in ("", "_reported"):
-                title = f"false-hit rate {rate}, line-free: {free}, {'reported' if suffix else 'true'} S/N"
-                lines += _rows(at, suffix, title)
-            for name, found in at.items():
-                if "contaminants" in found:
-                    lines.append(f"    hits of {name}: " + ", ".join(
-                        f"{kind} {share:.4f}" for kind, share in found["contaminants"].items()))
-    return "\n".join(lines)
+    """`side_by_side`'s figures as Markdown: recall by true S/N, then by that of the reported errors; hits of others."""
+    parts = [f"{result['n_line_free']:,} clean line-free spectra, {result['n_lines']:,} with a Lya line on usable "
+             f"pixels, contaminants {result['n_contaminants']}; galaxies: {result['galaxies']}"]
+    example = next(iter(result["rates"].values()))["clean"]["oracle"]
+    for suffix, by in (("", "true S/N"), ("_reported", "S/N of the reported errors")):
+        rows = [row for rate, mixes in result["rates"].items() for free, at in mixes.items()
+                for row in _rows(at, suffix, free, rate)]
+        bins = (b["snr"] for b in example[f"recall{suffix}"])
+        heads = [f"{low:g}–{high:g}" if high else f"> {low:g}" for low, high in bins]
+        head = ["line-free", "false hits", "detector", *heads, "6–8", "all ≥ 8"]
+        lines = [head, ["---"] * len(head), *rows]
+        parts.append(f"By {by}:\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+    for rate, mixes in result["rates"].items():
+        for name, found in mixes["clean"].items():
+            shares = (f"{kind} {100 * share:.1f} %" for kind, share in found["contaminants"].items())
+            parts.append(f"Hits of {LABELS[name]} at {rate}, above {found['threshold']:.6g}: {', '.join(shares)}")
+    return "\n\n".join(parts)
 
 
-def _rows(at: dict[str, Any], suffix: str, title: str) -> list[str]:
-    bins = next(iter(at.values()))[f"recall{suffix}"]
-    head = "".join(f"{b['snr'][0]:>4g}-{b['snr'][1] or '':<4}" for b in bins)
-    lines = [f"{title}\n  {'':16}{head}{'6-8':>8}{'>= 8':>9}   threshold"]
+def _rows(at: dict[str, Any], suffix: str, free: str, rate: str) -> list[list[str]]:
+    rows = []
     for name, found in at.items():
-        cells = "".join(f"{b['recall']:9.3f}" for b in found[f"recall{suffix}"])
-        lines.append(f"  {name:16}{cells}{found[f'recall_6_8{suffix}']:9.3f}{found[f'recall_8{suffix}']:9.3f}   "
-                     f"{found['threshold']:.6g}")
-    limit = [b["recall"] for b in at["oracle"][f"recall{suffix}"]]
-    for name, label in (("p_line", "network / oracle"), ("matched_filter", "filter / oracle")):
-        recall = [b["recall"] for b in at[name][f"recall{suffix}"]]
-        lines.append(f"  {label:16}" + "".join(f"{r / best if best else np.nan:9.3f}"
-                                               for r, best in zip(recall, limit, strict=True)))
-    return lines
+        recall = [*(b["recall"] for b in found[f"recall{suffix}"]), found[f"recall_6_8{suffix}"],
+                  found[f"recall_8{suffix}"]]
+        rows.append([free, rate, LABELS[name], *(f"{share:.3f}" for share in recall)])
+    limit, best = at["oracle"][f"recall{suffix}"], at["p_line"][f"recall{suffix}"]
+    ratios = (f"{b['recall'] / o['recall']:.2f}" if o["recall"] > 0.05 else ""
+              for b, o in zip(best, limit, strict=True))
+    return [*rows, [free, rate, "network / oracle", *ratios, "", ""]]

@@ -106,3 +106,17 @@ def test_the_shipped_basis_covers_the_window_of_every_redshift():
     assert shipped.provenance and len(shipped.coefficients) >= 1000
     at = shipped.at(np.array([0.0, 0.8, 1.05]), 35798, 1192)
     assert (np.abs(at[:, 0]) > 0).all()
+
+
+def test_eigenspectra_of_others_are_mixed_like_a_population(basis):
+    """Here the others are the same three vectors, mixed by a matrix and shifted by 40 pixels: nothing is lost."""
+    turn = np.array([[2.0, 1, 0], [0, 1, 1], [1, 0, 1]], np.float32)
+    others = eigen.Basis(32540, turn @ basis.vectors[:, 40:], np.zeros((0, 3), np.float32), "others")
+    mixed = others.mixed_like(basis)
+    expected = basis.coefficients @ basis.vectors[:, 40:]
+    np.testing.assert_allclose(mixed.coefficients @ mixed.vectors, expected, atol=1e-3 * np.abs(expected).max())
+    assert mixed.provenance == "others, mixed like test"
+    with pytest.raises(ValueError, match="pixels in common"):
+        eigen.Basis(1, others.vectors, others.coefficients).mixed_like(basis)
+    with pytest.raises(ValueError, match="sample of galaxies"):
+        basis.mixed_like(others)
