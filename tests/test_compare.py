@@ -65,6 +65,9 @@ def test_a_limit_is_named_with_its_cut_and_both_values():
     names, proven, why = told(row(vetoed, moved="veto"), other(vetting__min_line_snr=9.0))
     assert (names, proven) == (["limit"], True)
     assert why == "line_snr fails: vetting.min_line_snr 6 → 9 (line_snr 8)"
+    doubted = {"veto": (0, int(Veto.REDSHIFT)), "zwarning": (16, 16)}
+    names, proven, why = told(row(doubted, moved="veto"), other(vetting__bad_zwarning_bits=[2, 4]))
+    assert (names, proven) == (["limit"], True) and why.endswith("→ [2, 4] (zwarning 16)")
     hit = {"is_hit": (True, False), "veto": (0, None), "p_line": (0.96, 0.96)}
     names, proven, why = told(row(hit, hit="vanished"), other(score__threshold=0.97))
     assert (names, proven, why) == (["limit"], True, "below the threshold: score.threshold 0.945 → 0.97 (p_line 0.96)")

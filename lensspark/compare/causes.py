@@ -168,9 +168,11 @@ def _fails(row: Mapping[str, Any], cut: CutFacts) -> bool:
     return bool(row["veto_b"] & cut.bit) if cut.bit else not row["is_hit_b"]
 
 
-def _passes(value: Any, cut: CutFacts, limit: float) -> bool:
+def _passes(value: Any, cut: CutFacts, limit: float | Sequence[int]) -> bool:
     if not _known(value):
         return cut.null_passes
+    if isinstance(limit, (list, tuple)):  # bits that warn
+        return not any(int(value) >> bit & 1 for bit in limit)
     at_least = cut.setting.rpartition(".")[2].startswith("min_")
     if cut.setting == "score.threshold":
         return value > limit

@@ -97,7 +97,8 @@ class Cut:
         return kept | F.col("known_lens").isNotNull() if self.spares_known else kept
 
     def describe(self, vetting: config.Vetting) -> str:
-        return self.phrase.format(threshold=f"{getattr(vetting, self.threshold):g}" if self.threshold else "")
+        limit = getattr(vetting, self.threshold) if self.threshold else ""
+        return self.phrase.format(threshold=f"{limit:g}" if isinstance(limit, (int, float)) else limit)
 
 
 def _at_least(bit: Veto, phrase: str, column: str, threshold: str, **options: Any) -> Cut:
@@ -160,8 +161,8 @@ CUTS = (
     _at_most(Veto.SKY, "probability of a line of the night sky at most {threshold}", "p_sky", "max_p_sky",
              spares_known=True),
     # Shu et al. (2016) search none with ZWARNING_NOQSO, Li et al. (2018) all: then the galaxy's own lines lie anywhere.
-    Cut(Veto.REDSHIFT, "the galaxy's redshift without a warning", (), "", _sure_of_redshift, spares_known=True,
-        shown="zwarning"),
+    Cut(Veto.REDSHIFT, "the galaxy's redshift without a warning", (), "bad_zwarning_bits", _sure_of_redshift,
+        spares_known=True, shown="zwarning"),
     _at_least(Veto.IDENTITY, "probability of Lya at least {threshold}", "p_lya", "min_p_lya"),
     # Where the line-spread function is not known nothing is too narrow.
     _at_most_where_known(Veto.COSMIC_RAY, "a spike fits better by at most {threshold} in chi2", "dchi2_spike",
