@@ -132,16 +132,13 @@ def _write(spark: SparkSession, run: Run, blocks: list[Block]) -> dict[str, dict
 
 def write_block(spark: SparkSession, run: Run, block: Block) -> dict[str, Any]:
     """Scores one block and marks it as finished; its record."""
-    from pyspark.sql import Observation
-    from pyspark.sql import functions as F
-
     if run.lock:
         run.lock.check()
-    settings, seen = run.config.read, Observation()
-    parts = source.blocks(block.units, settings.target_partition_mb * 1_000_000, task_slots(spark) or 1)
-    rows = inference.score_files(spark, run.spectra, parts, run.model, run.config)
-    store.write(rows.observe(seen, F.count(F.lit(1)).alias("spectra")), run.path(f"{SCORED}/{block.name}"))
-    record = {"stamps": block.stamps, "plates": block.plates, "nbytes": block.nbytes, "spectra": seen.get["spectra"]}
+    path, partition_bytes = run.path(f"{SCORED}/{block.name}"), run.config.read.target_partition_mb * 1_000_000
+    parts = source.blocks(block.units, partition_bytes, task_slots(spark) or 1)
+    made = inference.score_files(spark, run.spectra, parts, run.model, run.config, store.writer(path), store.FILES)
+    spectra = store.finish(made, path, schema.SCORED.struct_type())
+    record = {"stamps": block.stamps, "plates": block.plates, "nbytes": block.nbytes, "spectra": spectra}
     catalogue.write_file(run.path(f"{BLOCKS}/{block.name}.json"), json.dumps(record).encode())
     if run.progress:
         run.progress.block(block.plates, block.nbytes, record["spectra"])

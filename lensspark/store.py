@@ -1,6 +1,7 @@
 """Spark's tables on any store: Spark's own Parquet where its JVM has a file system for the path, else through fsspec.
 
-Without a file system of the JVM (`s3://…` without hadoop-aws) each task writes its rows with pyarrow and uploads them:
+Without a file system of the JVM (`s3://…` without hadoop-aws), or where no row should pass through the JVM (`writer`),
+each task writes its rows with pyarrow and uploads them:
 
     TABLE/_files.json                        the table's files, written last: what is not named there is not in it
     TABLE/[plate=4055/]part-ATTEMPT-N.parquet
@@ -18,7 +19,7 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,7 +29,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lensspark.boss import absolute
 from lensspark.catalogue import join, write_file
+from lensspark.schema import Column, Table
 from lensspark.session import task_slots
 
 if TYPE_CHECKING:
@@ -45,12 +48,20 @@ _NAME = re.compile(r"(\w+=[^/]+/)*[\w.-]+\.parquet")  # what a list of files may
 _NO_FILE_SYSTEM = re.compile(r"No FileSystem for scheme|ClassNotFoundException: Class \S*fs\S* not found")
 
 
+# What a task tells of the files that it has written.
+FILES = Table("files", (Column("name", "string", "path below the table's folder"),
+                        Column("size", "long", "its size", "byte"), Column("rows", "long", "its rows")))
+ARROW_OF_FILES = (pa.string(), pa.int64(), pa.int64())
+
+
 class Part(NamedTuple):
-    """A file of a table: the table's URL, the file's name below it, its size in bytes."""
+    """A file of a table: the table's URL, the file's name below it, its size in bytes and, where it was just written,
+    its number of rows."""
 
     table: str
     name: str
     size: int
+    rows: int = 0
 
     @property
     def values(self) -> dict[str, str | None]:
@@ -93,20 +104,34 @@ def write(df: DataFrame, path: str, by: str = "") -> None:
     Raises what Spark raises for a failed job, OSError where the store does.
     """
     if is_sparks(df.sparkSession, path):
-        writer = df.write.mode("overwrite")
-        (writer.partitionBy(by) if by else writer).parquet(spark_path(path))
-        return
+        saved = df.write.mode("overwrite")
+        (saved.partitionBy(by) if by else saved).parquet(spark_path(path))
+    else:
+        finish(df.mapInArrow(writer(path, by), FILES.ddl), path, None if by else df.schema)
 
-    def write_task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+
+def writer(path: str, by: str = "") -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """What a task does with its rows so that they come into the table in `path`: writes them, and tells its FILES."""
+    path = absolute(path)  # the workers have folders of their own
+
+    def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         parts = list(write_parts(batches, path, by))
-        yield pa.RecordBatch.from_arrays([pa.array([part.name for part in parts], pa.string()),
-                                          pa.array([part.size for part in parts], pa.int64())], ["name", "size"])
+        columns = ([getattr(part, name) for part in parts] for name in FILES.names)
+        yield pa.RecordBatch.from_arrays([*map(pa.array, columns, ARROW_OF_FILES)], FILES.names)
 
-    rows = df.mapInArrow(write_task, "name string, size long").collect()
-    parts = [Part(path, row["name"], row["size"]) for row in rows]
-    if not parts and not by:  # as Spark: an empty table has one file, which tells its columns
-        parts = list(write_parts([pa.RecordBatch.from_pylist([], _arrow_schema(df.schema))], path))
+    return work
+
+
+def finish(made: DataFrame, path: str, schema: StructType | None = None) -> int:
+    """Runs the tasks of `made`, FILES by `writer`, and makes what they wrote the table in `path`; its number of rows.
+
+    `schema`: as Spark does, a table without rows gets a file, which tells its columns.
+    """
+    parts = [Part(path, *row) for row in made.collect()]
+    if not parts and schema is not None:
+        parts = list(write_parts([pa.RecordBatch.from_pylist([], _arrow_schema(schema))], path))
     publish(path, parts)
+    return sum(part.rows for part in parts)
 
 
 def write_parts(batches: Iterable[pa.RecordBatch], path: str, by: str = "") -> Iterator[Part]:
@@ -115,15 +140,18 @@ def write_parts(batches: Iterable[pa.RecordBatch], path: str, by: str = "") -> I
     A file is made on the local disk and uploaded when it is whole. Yields those that are uploaded.
     """
     import fsspec
+    from fsspec.implementations.local import LocalFileSystem
 
     fs, place = fsspec.core.url_to_fs(path)
     attempt = uuid.uuid4().hex
     for number, (folder, tables) in enumerate(itertools.groupby(_by_folder(batches, by), itemgetter(0))):
         name = f"{folder}part-{attempt}-{number:05d}.parquet"
+        if isinstance(fs, LocalFileSystem):
+            os.makedirs(f"{place}/{folder}", exist_ok=True)
         with tempfile.NamedTemporaryFile(prefix="lensspark-", suffix=".parquet") as file:
-            _write_file(file, map(itemgetter(1), tables))
+            rows = _write_file(file, map(itemgetter(1), tables))
             fs.put_file(file.name, f"{place}/{name}")
-            yield Part(path, name, os.stat(file.name).st_size)
+            yield Part(path, name, os.stat(file.name).st_size, rows)
 
 
 def _by_folder(batches: Iterable[pa.RecordBatch], by: str) -> Iterator[tuple[str, pa.Table]]:
@@ -142,18 +170,21 @@ def _by_folder(batches: Iterable[pa.RecordBatch], by: str) -> Iterator[tuple[str
                 yield f"{by}={NULL if value is None else quote(str(value), safe='')}/", rest.slice(start, stop - start)
 
 
-def _write_file(file: Any, tables: Iterable[pa.Table]) -> None:
+def _write_file(file: Any, tables: Iterable[pa.Table]) -> int:
+    """Writes the rows of `tables`, one or more; how many they are."""
     first, *_ = held = [next(iter(tables := iter(tables)))]
-    with pq.ParquetWriter(file, first.schema) as writer:
-        nbytes = first.nbytes
+    with pq.ParquetWriter(file, first.schema) as parquet:
+        rows, nbytes = len(first), first.nbytes
         for table in tables:
             if nbytes >= ROW_GROUP_BYTES:
-                writer.write_table(pa.concat_tables(held))
+                parquet.write_table(pa.concat_tables(held))
                 held, nbytes = [], 0
             held.append(table)
+            rows += len(table)
             nbytes += table.nbytes
-        writer.write_table(pa.concat_tables(held))
+        parquet.write_table(pa.concat_tables(held))
     file.flush()
+    return rows
 
 
 def publish(path: str, parts: Sequence[Part]) -> None:
@@ -182,7 +213,7 @@ def read(spark: SparkSession, paths: str | Sequence[str], schema: StructType | N
     paths = [paths] if isinstance(paths, str) else list(paths)
     if paths and is_sparks(spark, paths[0]):
         reader = spark.read if schema is None else spark.read.schema(schema)
-        return reader.parquet(*map(spark_path, paths))
+        return reader.parquet(*map(spark_path, _with_lists(paths)))
     parts = parts_of(paths)
     schema = _schema_of(parts) if schema is None else schema
     if not parts:
@@ -198,6 +229,25 @@ def read(spark: SparkSession, paths: str | Sequence[str], schema: StructType | N
     return spark.range(0, len(tasks), 1, len(tasks)).mapInArrow(read_task, schema)
 
 
+def _with_lists(paths: Sequence[str]) -> Iterator[str]:
+    """`paths`, in place of a table with a list the files in it: an attempt that comes late may leave others."""
+    for path, index in zip(paths, _indices(paths), strict=True):
+        if isinstance(index, bytes):
+            yield from (join(path, part.name) for part in _indexed(path, index))
+        else:
+            yield path
+
+
+def _indices(paths: Sequence[str]) -> list[Any]:
+    """Per table its list of files, as bytes, or what was raised instead."""
+    import fsspec
+
+    fs, _ = fsspec.core.url_to_fs(paths[0])
+    places = [f"{fsspec.core.url_to_fs(path)[1].rstrip('/')}/{INDEX}" for path in paths]
+    found = fs.cat(places, on_error="return")
+    return [found.get(place, FileNotFoundError()) for place in places]
+
+
 def parts_of(paths: Sequence[str]) -> list[Part]:
     """The files of the tables in `paths`, in order. Raises FileNotFoundError and ValueError as `read`."""
     import fsspec
@@ -206,13 +256,10 @@ def parts_of(paths: Sequence[str]) -> list[Part]:
         return []
     fs, _ = fsspec.core.url_to_fs(paths[0])
     fs.invalidate_cache()
-    places = {path: fsspec.core.url_to_fs(path)[1].rstrip("/") for path in paths}
-    found = fs.cat([f"{place}/{INDEX}" for place in places.values()], on_error="return")
     parts: list[Part] = []
-    for path, place in places.items():
-        index = found.get(f"{place}/{INDEX}", FileNotFoundError())
+    for path, index in zip(paths, _indices(paths), strict=True):
         if isinstance(index, FileNotFoundError):
-            parts += _listed(fs, path, place)
+            parts += _listed(fs, path, fsspec.core.url_to_fs(path)[1].rstrip("/"))
         elif isinstance(index, Exception):
             raise index
         else:
