@@ -7,6 +7,7 @@ PLATE4/RUN1D/spZbest) and https://data.sdss.org/datamodel/files/SPECTRO_REDUX/sp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -75,10 +76,9 @@ def _values(array: np.ndarray, column: schema.Column) -> list:
     if column.name == "mag_i":
         array = array[:, I_BAND].astype(np.float64)
         array = np.where(array > 0, 22.5 - 2.5 * np.log10(np.where(array > 0, array, 1.0)), np.nan)
-    if column.type == "double":
-        finite = np.isfinite(array).tolist()
-        return [value if ok else None for value, ok in zip(array.astype(float).tolist(), finite, strict=True)]
-    return array.astype(np.int64).tolist()
+    if column.type == "double":  # plain Python: a spec file has one row, for which numpy takes ten times as long
+        return [float(value) if math.isfinite(value) else None for value in array.tolist()]
+    return (array if array.dtype.kind in "iu" else array.astype(np.int64)).tolist()
 
 
 def texts(array: np.ndarray) -> list[str]:
