@@ -68,6 +68,11 @@ def survey(tmp_path_factory):
     return root
 
 
+# What the cuts read beside what is measured.
+OF_THE_SEARCH = ("0.9D p_line", "3D line_peak", "9D line_snr", "0D line_mask_fraction", "1 n_line_hits", "0.45D z_lens",
+                 "0L zwarning", "0L zwarning_noqso", "0.45D z_noqso")
+
+
 @pytest.fixture(scope="module")
 def gathered(spark, survey):
     """measuring.gathered of three hits, as the scoring stage would have found them."""
@@ -110,8 +115,7 @@ def test_neighbours_repeats_and_vanished_spectra(gathered):
 
 
 def test_a_hit_that_could_not_be_read_again_fails_and_a_contradicted_one_too(gathered):
-    hits = gathered[1].selectExpr("*", "0.9D p_line", "3D line_peak", "9D line_snr", "0D line_mask_fraction",
-                                  "1 n_line_hits")
+    hits = gathered[1].selectExpr("*", *OF_THE_SEARCH)
     veto = vet(hits, SETTINGS).toPandas().set_index("fiberid")["veto"]
     assert veto[13] & Veto.OII and veto[13] & Veto.SKEWNESS and not veto[13] & Veto.REPEAT
     assert veto[500] & Veto.REPEAT and veto[10] & Veto.NEIGHBOUR and not veto[10] & Veto.REPEAT
@@ -150,8 +154,7 @@ def test_a_stars_absorption_lines_are_no_line_between_them_and_a_galaxys_emissio
 
 
 def test_a_line_of_one_exposure_is_vetoed_and_one_of_all_is_not(gathered):
-    hits = gathered[1].selectExpr("*", "0.9D p_line", "3D line_peak", "9D line_snr", "0D line_mask_fraction",
-                                  "1 n_line_hits")
+    hits = gathered[1].selectExpr("*", *OF_THE_SEARCH)
     got = vet(hits, SETTINGS).toPandas().set_index("fiberid")
     assert got.loc[[10, 500], "n_exposures"].tolist() == [3, 3] and got.loc[[13], "n_exposures"].isna().all()
     real, spike = got.loc[10], got.loc[500]
