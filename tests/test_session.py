@@ -67,6 +67,13 @@ def test_java_home_is_taken_only_if_spark_runs_on_it(tmp_path, monkeypatch, vers
     assert java.find_java() == (older if usable else good)
 
 
+def test_the_version_is_read_where_a_java_tells_it(tmp_path, monkeypatch):
+    home = fake_java(tmp_path / "home", "11.0.2")
+    (home / "release").write_text('IMPLEMENTOR="x"\nJAVA_VERSION="21.0.4"\n')
+    monkeypatch.setenv("JAVA_HOME", str(home))
+    assert java.find_java() == home
+
+
 def test_no_java_says_what_was_seen_and_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setenv("JAVA_HOME", str(fake_java(tmp_path / "old", "11.0.2")))
     monkeypatch.setenv("PATH", str(tmp_path))
