@@ -7,7 +7,7 @@
 5. Partition sizes, a cold cache, one and two executors of one core; with --training, the training's feed and steps.
 6. A search of a million spectra: the plates once more, linked, under other versions of the pipeline.
 
-Rates are medians of ROUNDS, with the lowest and highest. An hour on two cores for the defaults; --parts runs some.
+Rates are medians of ROUNDS, with the lowest and highest. Half an hour on two cores for the defaults; --parts runs some.
 """
 
 import sys

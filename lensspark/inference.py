@@ -94,19 +94,12 @@ def score(spectra: DataFrame, model: Model, config: Config) -> DataFrame:
 
 
 def score_files(spark: SparkSession, root: str, parts: Sequence[tuple[Unit, ...]], model: Model, config: Config,
-                then: source.Work | None = None, table: schema.Table = schema.SCORED) -> DataFrame:
-    """`score` of the spectra in the files of `parts`, in one task each, so that no pixel passes through the JVM.
-
-    `then`: what the task does with its rows of schema.SCORED; what comes out are those of `table`.
-    """
+                then: source.Work, table: schema.Table) -> DataFrame:
+    """The rows of `table` that `then` makes of `score`'s, of the spectra in the files of `parts`, in one task each, so
+    that neither pixels nor scores pass through the JVM."""
     options = source.parse_options({"path": root, **reading(model, config)})
     score_batches = _scoring(spark, model, config)
-
-    def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        scored_batches = score_batches(batches)
-        return then(scored_batches) if then else scored_batches
-
-    return source.map_files(spark, parts, options, work, table)
+    return source.map_files(spark, parts, options, lambda batches: then(score_batches(batches)), table)
 
 
 def reading(model: Model, config: Config) -> dict[str, str]:

@@ -24,6 +24,7 @@ from lensspark.locate import measure_line, ranked
 from lensspark.mock import observe_plate, profiles
 from lensspark.mock.instrument import with_light
 from lensspark.model import Model
+from lensspark.selection import text
 from lensspark.spectrum import Prepared, pixel, prepare, usable_ivar, wavelength
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def group_of(frame: pd.DataFrame) -> np.ndarray:
     """sky, galaxy, nearby (galaxies at z < Z_NEARBY), qso or star, (n,) of a frame with class, z, objtype, zwarning."""
     kind = frame["class"].fillna("").str.strip().str.lower().to_numpy(dtype=object)
     kind = np.where((kind == "galaxy") & (frame["z"] < Z_NEARBY), "nearby", kind)
-    sky = (frame["objtype"].fillna("").str.strip().str.upper() == "SKY") | ((frame["zwarning"].fillna(0) % 2) == 1)
+    sky = (text(frame["objtype"]) == "SKY") | ((frame["zwarning"].fillna(0) % 2) == 1)
     return np.where(sky, "sky", kind)
 
 

@@ -51,7 +51,6 @@ _NO_FILE_SYSTEM = re.compile(r"No FileSystem for scheme|ClassNotFoundException: 
 # What a task tells of the files that it has written.
 FILES = Table("files", (Column("name", "string", "path below the table's folder"),
                         Column("size", "long", "its size", "byte"), Column("rows", "long", "its rows")))
-ARROW_OF_FILES = (pa.string(), pa.int64(), pa.int64())
 
 
 class Part(NamedTuple):
@@ -115,9 +114,8 @@ def writer(path: str, by: str = "") -> Callable[[Iterator[pa.RecordBatch]], Iter
     path = absolute(path)  # the workers have folders of their own
 
     def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        parts = list(write_parts(batches, path, by))
-        columns = ([getattr(part, name) for part in parts] for name in FILES.names)
-        yield pa.RecordBatch.from_arrays([*map(pa.array, columns, ARROW_OF_FILES)], FILES.names)
+        parts = [part._asdict() for part in write_parts(batches, path, by)]
+        yield pa.RecordBatch.from_pylist(parts, _arrow_schema(FILES.struct_type()))
 
     return work
 
@@ -231,21 +229,8 @@ def read(spark: SparkSession, paths: str | Sequence[str], schema: StructType | N
 
 def _with_lists(paths: Sequence[str]) -> Iterator[str]:
     """`paths`, in place of a table with a list the files in it: an attempt that comes late may leave others."""
-    for path, index in zip(paths, _indices(paths), strict=True):
-        if isinstance(index, bytes):
-            yield from (join(path, part.name) for part in _indexed(path, index))
-        else:
-            yield path
-
-
-def _indices(paths: Sequence[str]) -> list[Any]:
-    """Per table its list of files, as bytes, or what was raised instead."""
-    import fsspec
-
-    fs, _ = fsspec.core.url_to_fs(paths[0])
-    places = [f"{fsspec.core.url_to_fs(path)[1].rstrip('/')}/{INDEX}" for path in paths]
-    found = fs.cat(places, on_error="return")
-    return [found.get(place, FileNotFoundError()) for place in places]
+    for path, parts in zip(paths, _lists(paths), strict=True):
+        yield from [path] if parts is None else [join(path, part.name) for part in parts]
 
 
 def parts_of(paths: Sequence[str]) -> list[Part]:
@@ -256,15 +241,24 @@ def parts_of(paths: Sequence[str]) -> list[Part]:
         return []
     fs, _ = fsspec.core.url_to_fs(paths[0])
     fs.invalidate_cache()
-    parts: list[Part] = []
-    for path, index in zip(paths, _indices(paths), strict=True):
-        if isinstance(index, FileNotFoundError):
-            parts += _listed(fs, path, fsspec.core.url_to_fs(path)[1].rstrip("/"))
-        elif isinstance(index, Exception):
+    found = zip(paths, _lists(paths), strict=True)
+    return [part for path, parts in found for part in (_listed(fs, path) if parts is None else parts)]
+
+
+def _lists(paths: Sequence[str]) -> list[list[Part] | None]:
+    """Per table the files that its list names, None where it has none. Raises ValueError, and what the store does."""
+    import fsspec
+
+    fs, _ = fsspec.core.url_to_fs(paths[0])
+    places = [f"{fsspec.core.url_to_fs(path)[1].rstrip('/')}/{INDEX}" for path in paths]
+    found = fs.cat(places, on_error="return")
+    lists: list[list[Part] | None] = []
+    for path, place in zip(paths, places, strict=True):
+        index = found.get(place, FileNotFoundError())
+        if isinstance(index, Exception) and not isinstance(index, (FileNotFoundError, NotADirectoryError)):
             raise index
-        else:
-            parts += _indexed(path, index)
-    return parts
+        lists.append(_indexed(path, index) if isinstance(index, bytes) else None)
+    return lists
 
 
 def _indexed(path: str, index: bytes) -> list[Part]:
@@ -278,8 +272,11 @@ def _indexed(path: str, index: bytes) -> list[Part]:
     return parts
 
 
-def _listed(fs: Any, path: str, place: str) -> list[Part]:
+def _listed(fs: Any, path: str) -> list[Part]:
     """Those of a table that something else wrote, or the one file that `path` is."""
+    import fsspec
+
+    place = fsspec.core.url_to_fs(path)[1].rstrip("/")
     found = fs.find(place, detail=True)
     if set(found) == {place}:
         folder, _, name = path.rstrip("/").rpartition("/")

@@ -42,8 +42,10 @@ def measure(out: Path, config: Config, plates: int, rounds: int, parts: tuple[st
     steps = {"core": lambda: core.alternate(core.stages(folder, config, model), rounds),
              "keras": lambda: core.alternate({"keras predict": core.keras(folder, config, model)}, rounds),
              "scale": lambda: scale(out, folder, config, plates, rounds, cores),
-             "partitions": lambda: partitions(out, folder, plates), "cold": lambda: cold(out, folder, plates),
-             "executors": lambda: executors(out, folder, plates), "million": lambda: million(out, folder, plates),
+             "partitions": lambda: partitions(out, survey.part(folder, plates // 2)),
+             "cold": lambda: cold(out, survey.part(folder, plates // 2)),
+             "executors": lambda: executors(out, survey.part(folder, plates // 2)),
+             "million": lambda: million(out, folder, config, plates),
              "training": lambda: core.alternate(core.training(Path(training), config), rounds, 1.0)}
     wanted = [name for name in steps if name in parts or (name == "training" and training)
               or (name == "keras" and "core" in parts)]
@@ -79,38 +81,37 @@ def scale(out: Path, folder: Path, config: Config, plates: int, rounds: int, cor
             setting = f"score.precision={precision}"
             found["limits"][precision].append(core.together(folder, over(config, settings=[setting]), cores))
             for n in sizes(plates) if len(found["limits"][precision]) == 1 else [plates]:
-                found["runs"].append({"plates": n, "precision": precision, **_predict(out, folder, n, setting)})
+                run = _predict(out, survey.part(folder, n), setting)
+                found["runs"].append({"plates": n, "precision": precision, **run})
     return found
 
 
-def partitions(out: Path, folder: Path, plates: int) -> list[dict[str, Any]]:
-    """Searches of half the tree with partitions of several sizes."""
-    return [{"partition_mb": size, **_predict(out, folder, plates // 2, f"read.target_partition_mb={size}")}
-            for size in PARTITION_MB]
+def partitions(out: Path, tree: Path) -> list[dict[str, Any]]:
+    """Searches of `tree` with partitions of several sizes."""
+    return [{"partition_mb": size, **_predict(out, tree, f"read.target_partition_mb={size}")} for size in PARTITION_MB]
 
 
-def cold(out: Path, folder: Path, plates: int) -> list[dict[str, Any]]:
-    """A search of half the tree that the system's cache has forgotten, and one that it knows."""
-    survey.forget(survey.part(folder, plates // 2))
-    return [{"cache": cache, **_predict(out, folder, plates // 2)} for cache in ("cold", "warm")]
+def cold(out: Path, tree: Path) -> list[dict[str, Any]]:
+    """A search of `tree` that the system's cache has forgotten, and one that it knows."""
+    survey.forget(tree)
+    return [{"cache": cache, **_predict(out, tree)} for cache in ("cold", "warm")]
 
 
-def executors(out: Path, folder: Path, plates: int) -> list[dict[str, Any]]:
-    """Searches of half the tree by one and by two executors of one core each."""
-    return [{"executors": n, **_predict(out, folder, plates // 2, master=f"local-cluster[{n},1,2048]")} for n in (1, 2)]
+def executors(out: Path, tree: Path) -> list[dict[str, Any]]:
+    """Searches of `tree` by one and by two executors of one core each."""
+    return [{"executors": n, **_predict(out, tree, master=f"local-cluster[{n},1,2048]")} for n in (1, 2)]
 
 
-def million(out: Path, folder: Path, plates: int) -> list[dict[str, Any]]:
+def million(out: Path, folder: Path, config: Config, plates: int) -> list[dict[str, Any]]:
     """A search of a million spectra and more: the plates under as many versions of the pipeline as that takes."""
-    copies = math.ceil(MILLION / (1000 * plates))
-    found = whole.predict(survey.many(folder, copies), out / "run")
-    log.info("%s: %.1f s", found["counts"], found["seconds"])
-    return [{"plates": plates * copies, "precision": "auto", **found}]
+    copies, precision = math.ceil(MILLION / (1000 * plates)), config.score.precision
+    found = _predict(out, survey.many(folder, copies), f"score.precision={precision}")
+    return [{"plates": plates * copies, "precision": precision, **found}]
 
 
-def _predict(out: Path, folder: Path, plates: int, *settings: str, master: str = "") -> dict[str, Any]:
-    found = whole.predict(survey.part(folder, plates), out / "run", *settings, master=master)
-    log.info("%d plates %s: %.1f s, score %.1f s", plates, " ".join((*settings, master)), found["seconds"],
+def _predict(out: Path, tree: Path, *settings: str, master: str = "") -> dict[str, Any]:
+    found = whole.predict(tree, out / "run", *settings, master=master)
+    log.info("%s %s: %.1f s, score %.1f s", tree.name, " ".join((*settings, master)), found["seconds"],
              found["timings"]["score"])
     return found
 

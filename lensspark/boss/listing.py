@@ -124,8 +124,10 @@ def survey_files(
             raise ValueError(f"no files of plate-mjd-fiberid {['-'.join(map(str, key)) for key in missing[:10]]}")
     files, searched = [entry for entry in entries if not entry.is_dir], {unit.path for unit in units}
     catalogues = sorted(entry.path for entry in files if CATALOGUE.fullmatch(_name(entry.path)))
-    specs = (_spec(entry) for entry in files if SPEC.fullmatch(_name(entry.path)) and entry.path not in searched)
-    exposures = sorted((unit for unit in specs if unit.kind != "lite"), key=lambda unit: unit.path)
+    others = (entry for entry in files if entry.path not in searched and "/lite/" not in entry.path)
+    named = ((entry, match) for entry in others if (match := SPEC.fullmatch(_name(entry.path))))
+    specs = (_spec(entry, match, _tree(entry.path, int(match[1]))[1]) for entry, match in named)
+    exposures = sorted(specs, key=lambda unit: unit.path)
     order = sorted(units, key=lambda u: (u.plate or 0, u.mjd or 0, u.path))
     return Survey(tuple(order), tuple(catalogues), tuple(exposures))
 
@@ -245,7 +247,8 @@ def _units(entries: list[Entry], layout: str) -> list[Unit]:
             number = int(name) if FOLDER_PLATE.fullmatch(name) else None
             faults.append(Unit(entry.path, "fault", number, reason=f"folder cannot be listed: {entry.error}"))
         elif spec:
-            specs.setdefault((tree, *map(int, spec.groups()[:3])), []).append(_if_file(_spec(entry), entry))
+            specs.setdefault((tree, *map(int, spec.groups()[:3])), []).append(
+                _if_file(_spec(entry, spec, run2d), entry))
         elif plate and name.startswith("spPlate"):
             unit = Unit(entry.path, "plate", *map(int, plate.groups()[:2]), None, run2d, entry.size)
             plates.setdefault((tree, unit.plate, unit.mjd), _if_file(unit, entry))
@@ -263,11 +266,10 @@ def _units(entries: list[Entry], layout: str) -> list[Unit]:
     return faults + list(paired.values()) + single
 
 
-def _spec(entry: Entry) -> Unit:
-    """The unit of a spec file."""
-    numbers = [*map(int, SPEC.fullmatch(_name(entry.path)).groups()[:3])]
+def _spec(entry: Entry, match: re.Match, run2d: str) -> Unit:
+    """The unit of a spec file, whose name is `match` of SPEC."""
     kind = next((kind for kind in ("lite", "full") if f"/{kind}/" in entry.path), "spec")
-    return Unit(entry.path, kind, *numbers, _tree(entry.path, numbers[0])[1], entry.size)
+    return Unit(entry.path, kind, *map(int, match.groups()[:3]), run2d, entry.size)
 
 
 def _if_file(unit: Unit, entry: Entry) -> Unit:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lensspark.compare.facts import OWN_SETTINGS, CutFacts, Differences, shown
+from lensspark.spectrum import mask_bits
 
 CAUSES = {
     "limit": "the same values, another limit",
@@ -172,7 +173,7 @@ def _passes(value: Any, cut: CutFacts, limit: float | Sequence[int]) -> bool:
     if not _known(value):
         return cut.null_passes
     if isinstance(limit, (list, tuple)):  # bits that warn
-        return not any(int(value) >> bit & 1 for bit in limit)
+        return not int(value) & mask_bits(tuple(limit))
     at_least = cut.setting.rpartition(".")[2].startswith("min_")
     if cut.setting == "score.threshold":
         return value > limit

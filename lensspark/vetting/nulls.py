@@ -27,6 +27,7 @@ from pyspark.sql import functions as F
 from scipy.special import gammaincinv
 
 from lensspark import config
+from lensspark.selection import text
 from lensspark.vetting.cuts import CUTS, Veto
 
 CONFIDENCE = 0.8413  # one sigma, one-sided; Gehrels 1986
@@ -125,7 +126,7 @@ def counted(rows: pd.DataFrame, threshold: float) -> np.ndarray:
     """
     scored = rows["p_line"].notna()
     sky_snr = rows["line_snr"].where(scored, rows["null_snr"])
-    sky = rows["objtype"].fillna("").str.strip().str.upper() == "SKY"
+    sky = text(rows["objtype"]) == "SKY"
     searched = {"null": (scored, rows["null_p_line"], rows["null_snr"]),
                 "shifted": (True, rows["shifted_p_line"], rows["shifted_snr"]),
                 "sky": (sky, rows["p_line"].fillna(rows["null_p_line"]), sky_snr)}
