@@ -140,6 +140,7 @@ class Score:
     engine: str = field(**one_of("auto", "openvino", "tensorflow"))
     precision: str = field(**one_of("auto", "f32", "bf16"))
     batch_size: int = field(**between(1, 100_000))
+    min_snr: float = field(**between(-1e6, 1e6))
     null_fraction: float = field(**between(0, 1))
     null_seed: int = field(**between(0, 2**31 - 1))
     null_sky: bool = field()

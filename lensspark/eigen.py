@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +102,13 @@ class Basis:
 
     def table(self, n_vectors: int | None = None) -> np.ndarray:
         """(PHASES, n_vectors, n_pix) float32: the first vectors, sampled 0, 1/4, 1/2 and 3/4 pixel redwards."""
-        return np.ascontiguousarray(self._phased[:, :n_vectors])
+        if n_vectors not in self._tables:
+            self._tables[n_vectors] = np.ascontiguousarray(self._phased[:, :n_vectors])
+        return self._tables[n_vectors]
+
+    @cached_property
+    def _tables(self) -> dict[int | None, np.ndarray]:
+        return {}
 
     def place(self, z: np.ndarray, first_pixel: int) -> tuple[np.ndarray, np.ndarray]:
         """(phase, start), int64 like `z` (n,): pixel first_pixel + i, seen at z, is table()[phase, :, start + i]."""
@@ -123,10 +129,13 @@ class Basis:
         return windows[phase, :, np.clip(start + n_pix, 0, size + n_pix)]
 
 
+@cache
 def legendre(n_pix: int, n_terms: int) -> np.ndarray:
-    """Legendre polynomials 0 ... n_terms - 1 across the window, (n_terms, n_pix) float32."""
+    """Legendre polynomials 0 ... n_terms - 1 across the window, (n_terms, n_pix) float32, read only."""
     x = np.linspace(-1, 1, n_pix)
-    return np.polynomial.legendre.legvander(x, max(n_terms - 1, 0)).T[:n_terms].astype(np.float32)
+    terms = np.polynomial.legendre.legvander(x, max(n_terms - 1, 0)).T[:n_terms].astype(np.float32, order="C")
+    terms.flags.writeable = False
+    return terms
 
 
 def pca(spectra: np.ndarray, n_vectors: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ functions: selected, prepare, engine, measure_line.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from lensspark import engine, lines, schema, source
 from lensspark.boss import Unit
 from lensspark.config import Config
 from lensspark.eigen import DLOGLAM
-from lensspark.locate import measure_line, ranked
+from lensspark.locate import faintest, measure_line, ranked
 from lensspark.model import Model
 from lensspark.selection import selected, text
 from lensspark.session import share
@@ -29,10 +29,13 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 AT_ONCE = 128  # spectra that are prepared together: more take memory and are no faster (docs/benchmarks.md)
+MARGIN = 1e-3  # of S/N: what single precision may change
 TOO_FEW_PIXELS = "too_few_usable_pixels"  # beside the sample's criteria in not_selected_because
 _NUMBERS = tuple(column.name for column in schema.LINE + schema.NULLS)
-_NULL_OF = {"null_p_line": "p_line", "null_wave": "line_wave", "null_snr": "line_snr"}
-_SHIFTED_OF = {"shifted_p_line": "p_line", "shifted_wave": "line_wave", "shifted_snr": "line_snr"}
+# Where what is measured of a line goes, by what was searched: column -> what of the line.
+_LINE = {column.name: column.name for column in schema.LINE}
+_NULL = {"null_p_line": "p_line", "null_wave": "line_wave", "null_snr": "line_snr"}
+_SHIFTED = {"shifted_p_line": "p_line", "shifted_wave": "line_wave", "shifted_snr": "line_snr"}
 # What the pixels redwards of the window have more of, and no null search should find: the lens's Balmer lines, [OIII]
 # and Ca H and K, and the strongest lines of the night sky (within 8 px lie the bands that eBOSS masks).
 SHIFTED = {"lens_lines": tuple(dict.fromkeys((*lines.LENS_LINES, *lines.LENS_EMISSION))),
@@ -61,6 +64,13 @@ class Scorer:
         model, (first, n_pix) = self.model, self.model.pixels
         settings = dataclasses.replace(model.input, **SHIFTED) if shifted else model.input
         return prepare(flux, ivar, and_mask, z_lens, model.basis, settings, first + n_pix * shifted)
+
+
+def least_snr(config: Config) -> float:
+    """The S/N below which nothing that the run asks for depends on the network: score.min_snr, or less where fainter
+    lines could be hits (`faintest`) or are counted in over-densities."""
+    counted = max(faintest(config.vetting.overdensity_min_p_line), config.vetting.overdensity_min_snr)
+    return min(config.score.min_snr, faintest(config.score.threshold) - MARGIN, counted)
 
 
 def scorer(model: Model, config: Config) -> Scorer:
@@ -135,16 +145,13 @@ def scored(batch: pa.RecordBatch, score_batch: Scorer, config: Config) -> pa.Rec
     drawn = source.draw(key, config.score.null_fraction, f"flip-{config.score.null_seed}")
     role = roles(rows, chosen, drawn, planes[0].lengths > n_pix, config.score.null_sky)
     loglam0 = batch.column("loglam0").to_numpy(zero_copy_only=False)
-    found = {name: np.full(n, np.nan) for name in _NUMBERS}
-    unusable, every = np.zeros(n, bool), np.flatnonzero(role != "")
-    for part in (every[i:i + AT_ONCE] for i in range(0, len(every), AT_ONCE)):
-        away = part[role[part] == "shifted"]
-        near, far = ([plane.of(at, step) for plane in planes] for at, step in ((part, 0), (away, n_pix)))
-        values, scorable = search(score_batch, near, far, z_lens[part], loglam0[part], role[part],
-                                  config.vetting.line_hits_snr)
-        unusable[part] = ~scorable
-        for name, value in values.items():
-            found[name][part] = value
+    every = np.flatnonzero(role != "")
+    values, scorable = search(score_batch, lambda rows, step: [plane.of(every[rows], step) for plane in planes],
+                              z_lens[every], loglam0[every], role[every], config)
+    found, unusable = {name: np.full(n, np.nan) for name in _NUMBERS}, np.zeros(n, bool)
+    unusable[every] = ~scorable
+    for name, value in values.items():
+        found[name][every] = value
     unusable &= chosen["selected"].to_numpy()
     found |= {"z_lens": z_lens,
               "selected": np.where(readable, chosen["selected"] & ~unusable, None),
@@ -165,33 +172,48 @@ def roles(rows: pd.DataFrame, chosen: pd.DataFrame, drawn: np.ndarray, beyond: n
     return role
 
 
-def search(score_batch: Scorer, near: Sequence[np.ndarray], far: Sequence[np.ndarray], z_lens: np.ndarray,
-           loglam0: np.ndarray, role: np.ndarray, min_snr: float) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def search(score_batch: Scorer, planes: Callable[[np.ndarray, int], Sequence[np.ndarray]], z_lens: np.ndarray,
+           loglam0: np.ndarray, role: np.ndarray, config: Config) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """LINE and NULLS columns, NaN where a row's role asks for none or it is not scorable; and what is scorable.
 
-    near: flux, ivar, and_mask (n, n_pix) on the window; far: the same of the `shifted` rows alone, in order, redwards
-    of it; z_lens, loglam0, role (n,).
+    planes(rows, step): flux, ivar, and_mask (len(rows), n_pix) of some of the n rows, from the pixel `step` of the
+    window on; z_lens, loglam0, role (n,). The classical search comes first: a line is where its S/N is highest, and
+    p_line is 0. Where that S/N is `least_snr` or more the network decides instead.
     """
-    both, away = np.flatnonzero(role == "both"), np.flatnonzero(role == "shifted")
-    prepared = score_batch.prepare(*near, z_lens)
-    seen = [(np.arange(len(role)), prepared, 0), (both, prepared[both].upside_down(), 0)]
-    if len(away):
-        seen.append((away, score_batch.prepare(*far, z_lens[away], shifted=True), near[0].shape[1]))
-    p_line, heat = score_batch.run(np.concatenate([spectra.channels for _, spectra, _ in seen]))  # in one call
-    measured, first = [], 0
-    for rows, spectra, step in seen:
-        its = slice(first, first + len(rows))
-        first = its.stop
-        values = measure_line(spectra, heat[its], loglam0[rows] + step * DLOGLAM, min_snr)
-        values["p_line"] = ranked(p_line[its], values["line_snr"])
-        measured.append({name: np.where(spectra.scorable, value, np.nan) for name, value in values.items()})
-    own, flipped, *redwards = measured
-    found = {name: np.where(role == "null", np.nan, values) for name, values in own.items()}
-    found |= {null: np.where(role == "null", own[name], np.nan) for null, name in _NULL_OF.items()}
-    for null, name in _NULL_OF.items():
-        found[null][both] = flipped[name]
-    for shifted in redwards:
-        for null, name in _SHIFTED_OF.items():
-            found[null] = np.full(len(role), np.nan)
-            found[null][away] = shifted[name]
-    return found, prepared.scorable
+    n, n_pix, least = len(role), score_batch.model.pixels[1], least_snr(config)
+    found, scorable = {name: np.full(n, np.nan) for name in _NUMBERS}, np.zeros(n, bool)
+    asked: list[tuple[dict[str, str], np.ndarray, Prepared, int]] = []
+
+    def put(columns: dict[str, str], rows: np.ndarray, spectra: Prepared, step: int, p_line: np.ndarray,
+            heat: np.ndarray | None) -> None:
+        line = measure_line(spectra, heat, loglam0[rows] + step * DLOGLAM, config.vetting.line_hits_snr)
+        line["p_line"] = ranked(p_line, line["line_snr"])
+        for column, name in columns.items():
+            found[column][rows] = np.where(spectra.scorable, line[name], np.nan)
+
+    for first in range(0, n, AT_ONCE):
+        rows = np.arange(first, min(first + AT_ONCE, n))
+        own = score_batch.prepare(*planes(rows, 0), z_lens[rows])
+        scorable[rows] = own.scorable
+        seen = [(_LINE, rows, own, 0)]
+        if (both := role[rows] == "both").any():
+            seen.append((_NULL, rows[both], own[both].upside_down(), 0))
+        if len(away := rows[role[rows] == "shifted"]):
+            redwards = score_batch.prepare(*planes(away, n_pix), z_lens[away], shifted=True)
+            seen.append((_SHIFTED, away, redwards, n_pix))
+        for columns, its, spectra, step in seen:
+            put(columns, its, spectra, step, np.zeros(len(its)), None)
+            bright = spectra.scorable & (spectra.snr.max(axis=1) >= least)
+            asked.append((columns, its[bright], spectra[bright], step))
+    if asked:
+        p_line, heat = score_batch.run(np.concatenate([spectra.channels for _, _, spectra, _ in asked]))  # in one call
+    first = 0
+    for columns, rows, spectra, step in asked:
+        judged = slice(first, first + len(rows))
+        first = judged.stop
+        put(columns, rows, spectra, step, p_line[judged], heat[judged])
+    for column, name in _NULL.items():
+        found[column] = np.where(role == "null", found[name], found[column])
+    for column in _LINE:
+        found[column][role == "null"] = np.nan
+    return found, scorable

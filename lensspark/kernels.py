@@ -1,4 +1,4 @@
-"""The three inner loops of the search, compiled by numba: filters along spectra, and the weighted fit of a galaxy.
+"""The inner loops of the search, compiled by numba: masks, filters along spectra, the weighted fit of a galaxy.
 
 numpy does the same by passing over the whole batch once per operation; here a spectrum stays in the core's cache, which
 is five to ten times as fast (docs/benchmarks.md). Arrays are float32 and contiguous, sums of products single precision.
@@ -23,6 +23,35 @@ def _compiled(function: Callable) -> Callable:
         return numba.jit(cache=True, **options)(function)
     except RuntimeError:  # neither place can be written
         return numba.jit(**options)(function)
+
+
+@_compiled
+def _usable(ivar, mask, bad_pixel, bad_fibre, blanked, out):
+    n, n_pix = ivar.shape
+    for row in range(n):
+        n_bad = 0
+        for p in range(n_pix):
+            n_bad += (mask[row, p] & bad_fibre) != 0
+        if 2 * n_bad >= n_pix:
+            out[row] = 0.0
+            continue
+        for p in range(n_pix):
+            value = ivar[row, p]
+            good = (value > 0) & (value < np.inf) & ((mask[row, p] & bad_pixel) == 0)
+            out[row, p] = value if good else np.float32(0)
+        for i in range(blanked.shape[1]):
+            out[row, blanked[row, i, 0]:blanked[row, i, 1]] = 0.0
+
+
+def usable(ivar: np.ndarray, mask: np.ndarray, bad_pixel: np.int32, bad_fibre: np.int32, blanked: np.ndarray
+           ) -> np.ndarray:
+    """`ivar` (n, n_pix), with 0 where it is not finite and positive, where `mask` (n, n_pix) has one of the bits
+    `bad_pixel`, in the pixels blanked[i, j, 0] to blanked[i, j, 1] - 1 of spectrum i, and in all of a spectrum where
+    half of the pixels or more have one of the bits `bad_fibre`."""
+    out = np.empty(ivar.shape, np.float32)
+    _usable(np.ascontiguousarray(ivar, np.float32), np.ascontiguousarray(mask, np.int32), bad_pixel, bad_fibre, blanked,
+            out)
+    return out
 
 
 @_compiled
@@ -123,12 +152,13 @@ def _fit_all(flux, ivar, weight, vectors, phase, start, poly, kernel, passes, cl
     residual, found = np.empty((1, n_pix), np.float32), np.empty((1, n_pix), np.float32)
     padded, kept = np.zeros(n_pix + len(kernel) - 1, np.float32), np.empty(n_pix, np.float32)
     for row in range(n):
-        first, last = min(max(-start[row], 0), n_pix), max(min(size - start[row], n_pix), 0)
+        begin = start[row]
+        first, last = min(max(-begin, 0), n_pix), max(min(size - begin, n_pix), 0)
         for i in range(k):
             design[i, :first] = 0.0
             design[i, last:] = 0.0
-            for p in range(first, last):
-                design[i, p] = vectors[phase[row], i, start[row] + p]
+            if first < last:
+                design[i, first:last] = vectors[phase[row], i, begin + first:begin + last]
         kept[:] = ivar[row]
         _fit(design, weighted, flux[row], kept, normal, right, model[row])
         for _ in range(passes - 1):

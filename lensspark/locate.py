@@ -28,22 +28,33 @@ def ranked(p_line: np.ndarray, snr: np.ndarray) -> np.ndarray:
     return expit(np.minimum(logits, 0) + likely * RANK_PER_SNR * np.maximum(snr, 0))
 
 
-def measure_line(prepared: Prepared, heat: np.ndarray, loglam0: np.ndarray, min_snr: float) -> dict[str, np.ndarray]:
+def faintest(p_line: float) -> float:
+    """The S/N that a line must have at least for a score above `p_line` (`ranked`), whatever the network says of it;
+    -inf up to 0.5, where the score is the network's alone."""
+    return float(logit(p_line)) / RANK_PER_SNR if p_line > 0.5 else -np.inf
+
+
+def measure_line(prepared: Prepared, heat: np.ndarray | None, loglam0: np.ndarray, min_snr: float
+                 ) -> dict[str, np.ndarray]:
     """Columns of schema.LINE (but p_line) of n spectra, each (n,) float64 or int32.
 
     heat (n, n_cells): the network's probability that the line is in each cell; loglam0 (n,): log10 wavelength of the
-    first pixel. The line is where the matched filter's S/N is highest within REFINE_PX of the hottest cell; `line_wave`
+    first pixel. The line is where the matched filter's S/N is highest within REFINE_PX of the hottest cell, or without
+    `heat` anywhere; `line_wave`
     is the place of `_centre` there. Flux and error are the least-squares amplitude of a Gaussian of sigma 2.2 px (Shu
     et al. 2016) and `line_peak` that Gaussian's height; a line of another width gets sqrt(2) 2.2 /
     sqrt(2.2^2 + width^2) of its flux. `n_line_hits` counts peaks of at least `min_snr`.
     """
     snr = prepared.snr
     n, n_pix = snr.shape
-    rows, grid = np.arange(n), np.arange(n_pix)
-    cell = n_pix / heat.shape[1]
-    hottest = (heat.argmax(axis=1) + 0.5) * cell - 0.5
-    near = np.abs(grid - hottest[:, None]) <= max(REFINE_PX, cell)
-    peak = np.where(near, snr, -np.inf).argmax(axis=1)
+    rows = np.arange(n)
+    if heat is None:
+        peak = snr.argmax(axis=1)
+    else:
+        cell = n_pix / heat.shape[1]
+        hottest = (heat.argmax(axis=1) + 0.5) * cell - 0.5
+        near = np.abs(np.arange(n_pix) - hottest[:, None]) <= max(REFINE_PX, cell)
+        peak = np.where(near, snr, -np.inf).argmax(axis=1)
     wave = 10 ** (loglam0 + DLOGLAM * _centre(prepared, peak))
     pixel_width = wave * np.log(10) * DLOGLAM  # Angstrom
     signal, ivar = prepared.signal[rows, peak].astype(np.float64), prepared.weight[rows, peak].astype(np.float64)

@@ -6,6 +6,8 @@ length (Shu et al. 2016, ApJ 833, 264; Bolton et al. 2004, AJ 127, 1860).
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from lensspark.kernels import correlate
@@ -14,12 +16,15 @@ CLASSICAL_SIGMA = 2.2  # px; Shu et al. 2016
 TINY = np.float32(1e-30)  # far below any inverse variance in (1e-17 erg/s/cm2/A)^-2, and no zero
 
 
+@cache
 def kernel(sigma: float) -> np.ndarray:
-    """Unit-sum Gaussian of `sigma` pixels, 15 px long for sigma = 2.2 (7/2.2 sigma on each side), float32."""
+    """Unit-sum Gaussian of `sigma` px, 15 px long for sigma = 2.2 (7/2.2 sigma on each side), float32, read only."""
     half = max(int(np.ceil(3.0 * sigma)), 1)
     x = np.arange(-half, half + 1)
     values = np.exp(-0.5 * (x / sigma) ** 2)
-    return (values / values.sum()).astype(np.float32)
+    values = (values / values.sum()).astype(np.float32)
+    values.flags.writeable = False
+    return values
 
 
 def weight(ivar: np.ndarray, sigma: float = CLASSICAL_SIGMA) -> np.ndarray:

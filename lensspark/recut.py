@@ -6,7 +6,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lensspark import catalogue, config, delta, grades, identity, manifest, pipeline, schema, store
+from lensspark import catalogue, config, delta, grades, identity, inference, manifest, pipeline, schema, store
 from lensspark.catalogue import join
 from lensspark.config import Config
 from lensspark.model import Model
@@ -66,6 +66,11 @@ def _check_free(before: Config, wanted: Config) -> None:
             if value != old[section][key] and not free:
                 raise ValueError(f"{section}.{key} = {value!r}: the run was made with {old[section][key]!r}, and "
                                  "another value needs a new search (jobs/predict.py)")
+    asked, needed = inference.least_snr(before), inference.least_snr(wanted)
+    if needed < asked:
+        raise ValueError(f"score.threshold = {wanted.score.threshold} and vetting.overdensity_min_snr = "
+                         f"{wanted.vetting.overdensity_min_snr} need the scores of lines of S/N {max(needed, 0):.3g}; "
+                         f"the run has those from {asked:.3g} on, and others need a new search (jobs/predict.py)")
 
 
 def _model(card: dict[str, Any]) -> Model | None:

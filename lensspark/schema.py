@@ -131,7 +131,8 @@ SELECTION = (
 
 # What one pass over the pixels measures in each selected spectrum (inference.py).
 LINE = (
-    Column("p_line", "double", "network's score for a background emission line, 0-1", ucd="stat.probability"),
+    Column("p_line", "double", "network's score for a background emission line, 0-1; 0: S/N below score.min_snr",
+           ucd="stat.probability"),
     Column("line_wave", "double", "wavelength of the line, vacuum", "Angstrom", "em.wl.central;spect.line"),
     Column("line_snr", "double", "matched-filter S/N at line_wave", ucd="stat.snr;spect.line"),
     Column("line_flux", "double", "matched-filter flux of the line", LINE_FLUX_UNIT, "phot.flux;spect.line"),

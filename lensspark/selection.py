@@ -24,7 +24,9 @@ NAMES = [column.name for column in schema.SELECTION]
 
 def text(values: pd.Series) -> pd.Series:
     """A catalogue string without the padding and the mixed case that FITS writers leave; '' for null."""
-    return values.astype(object).where(values.notna(), "").str.strip(" ").str.upper()
+    codes, names = pd.factorize(values)  # a survey has few different ones; null has code -1
+    names = np.array([*(str(name).strip(" ").upper() for name in names), ""], dtype=object)
+    return pd.Series(names[codes], index=values.index)
 
 
 def _number(values: pd.Series) -> np.ndarray:

@@ -115,19 +115,14 @@ def usable_ivar(ivar: np.ndarray, and_mask: np.ndarray, z_lens: np.ndarray, sett
     Unusable are pixels with one of the configured mask bits, fibres with a bad-fibre bit in at least half of their
     pixels, the galaxy's own lines at z_lens (n,), sky lines, and non-finite or negative ivar.
     """
-    good = (ivar > 0) & np.isfinite(ivar) & ((and_mask & mask_bits(settings.bad_pixel_bits)) == 0)
-    bad_fibre = ((and_mask & mask_bits(settings.bad_fibre_bits)) != 0).mean(axis=1) >= 0.5
-    good &= ~bad_fibre[:, None]
-    n_pix = ivar.shape[1]
-    grid = np.arange(n_pix)
-    for wave in settings.sky_lines:
-        good &= np.abs(grid - (pixel(wave) - first)) > settings.sky_line_half_width_px
-    for rest in settings.lens_lines:
-        centre = pixel(rest * (1 + z_lens)) - first
-        inside = (centre > -settings.lens_line_half_width_px) & (centre < n_pix + settings.lens_line_half_width_px)
-        rows = np.flatnonzero(inside)
-        good[rows] &= np.abs(grid - centre[rows, None]) > settings.lens_line_half_width_px
-    return kept(ivar, good)
+    half = np.array([settings.sky_line_half_width_px] * len(settings.sky_lines)
+                    + [settings.lens_line_half_width_px] * len(settings.lens_lines), float)
+    centres = np.empty((len(z_lens), len(half)))
+    centres[:, :len(settings.sky_lines)] = pixel(np.array(settings.sky_lines))
+    centres[:, len(settings.sky_lines):] = pixel(np.multiply.outer(1 + z_lens, settings.lens_lines))
+    ends = np.stack([np.ceil(centres - first - half), np.floor(centres - first + half) + 1], axis=-1)
+    ends = np.clip(np.nan_to_num(ends), 0, ivar.shape[1]).astype(np.int64)
+    return kernels.usable(ivar, and_mask, mask_bits(settings.bad_pixel_bits), mask_bits(settings.bad_fibre_bits), ends)
 
 
 def fit_galaxy(flux: np.ndarray, ivar: np.ndarray, z_lens: np.ndarray, basis: Basis, settings: Input, first: int,

@@ -5,7 +5,7 @@ import pytest
 from small_model import prepared
 
 from lensspark import matched_filter
-from lensspark.locate import measure_line, ranked
+from lensspark.locate import faintest, measure_line, ranked
 from lensspark.spectrum import window_pixels
 
 FIRST, N_PIX = window_pixels((3800.0, 5000.0))
@@ -138,3 +138,12 @@ def test_likely_lines_are_ranked_by_their_signal_to_noise_and_no_other_score_cha
     assert ranked(np.array([1 - 1e-9]), np.array([-3.0])) == 0.5
     # A sure line of S/N 6 has even odds times exp(6 / 2).
     assert ranked(np.array([1 - 1e-9]), np.array([6.0])) == pytest.approx(1 / (1 + np.exp(-3)), abs=1e-6)
+
+
+@pytest.mark.parametrize("p_line", [0.51, 0.7, 0.945, 0.999])
+def test_no_line_below_the_faintest_has_the_score(p_line):
+    least = faintest(p_line)
+    sure = np.full(2, 1 - 1e-16)
+    below, above = ranked(sure, np.array([least - 1e-3, least + 1e-3]))
+    assert below < p_line < above
+    assert faintest(0.5) == -np.inf == faintest(0.1)

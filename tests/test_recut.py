@@ -105,6 +105,7 @@ def test_grades_are_a_cut_and_stay(spark, loose, parent, tmp_path):
         "cosmology='WMAP9'", "fibre_diameter=3", "noise_correlation=0.1", "profile_half_width_px=15", "line_hits_snr=5",
         "identity_priors=[1, 0, 0, 0, 0, 0, 0, 0, 0, 0]", "neighbour_fibres=1", "neighbour_max_px=2",
         "neighbour_min_snr=5", "repeat_radius=1", "repeat_min_snr=5", "repeat_flux_loss=0.5")),
+    ("score.threshold=0.6", r"score.threshold = 0.6 .*scores of lines of S/N 0.81; .* from 4.5 on, .*new search"),
     ("vetting.known_lenses=['/nowhere.csv']", "cannot be read")])
 def test_what_a_recut_cannot_do_is_refused(parent, tmp_path, setting, message):
     with pytest.raises(ValueError, match=message):

@@ -1,5 +1,6 @@
 """The model that ships: what it promises on spectra it never saw, on every engine."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,49 @@ def test_it_finds_bright_lines_where_they_are(plate, scored, settings):
     assert len(lya) > 100
     near = np.abs(pixel(found["line_wave"]) - pixel(np.nan_to_num(plate["line_wave"], nan=1.0))) <= 3
     assert ((p_line > settings.score.threshold) & near)[lya].mean() >= 0.95
+
+
+def test_asking_the_network_only_where_a_hit_can_be_loses_none(plate, model, settings):
+    """Hits, over-densities' lines and null hits are the same; a score that is not known is 0 and has an S/N below."""
+    role = np.array(["both", "score", "shifted", "score", "null"] * (N // 5), dtype=object)
+    first, n_pix = model.pixels
+    seen = {}
+
+    def search(min_snr):
+        chosen = config.over(settings, settings=[f"score.min_snr={min_snr}"])
+        scorer = inference.scorer(model, chosen)
+        rows = []
+        counting = dataclasses.replace(scorer, run=lambda channels: rows.append(len(channels)) or scorer.run(channels))
+        planes = [plate[name] for name in ("flux", "ivar", "and_mask")]
+        found, _ = inference.search(counting, lambda at, step: [plane[at] for plane in planes], plate["z"],
+                                           plate["loglam0"], role, chosen)
+        seen[min_snr] = sum(rows)
+        return found
+
+    every, asked = search(0), search(4.5)
+    threshold = settings.score.threshold
+    for column, snr, wave in (("p_line", "line_snr", "line_wave"), ("null_p_line", "null_snr", "null_wave"),
+                              ("shifted_p_line", "shifted_snr", "shifted_wave")):
+        hit = every[column] > threshold
+        np.testing.assert_array_equal(np.isnan(every[column]), np.isnan(asked[column]))
+        np.testing.assert_array_equal(hit, asked[column] > threshold)
+        for name in (column, snr, wave):
+            np.testing.assert_allclose(asked[name][hit], every[name][hit], rtol=1e-5)
+        unknown = asked[column] == 0
+        assert unknown.any() and (asked[snr][unknown] < 4.5).all() and (every[snr][unknown] < 4.5).all()
+    counted = (every["p_line"] >= settings.vetting.overdensity_min_p_line) & (every["line_snr"] >= 5)
+    again = (asked["p_line"] >= settings.vetting.overdensity_min_p_line) & (asked["line_snr"] >= 5)
+    np.testing.assert_array_equal(counted, again)
+    assert counted.sum() > 100 and seen[4.5] < 0.7 * seen[0]  # a third of these spectra has a line, of a survey's few
+
+
+@pytest.mark.parametrize(("change", "least"), [
+    ([], 4.5), (["score.min_snr=3"], 3.0), (["score.threshold=0.5"], -np.inf),
+    (["score.threshold=0.8"], 2 * np.log(4) - inference.MARGIN), (["vetting.overdensity_min_snr=4"], 4.0),
+    (["vetting.overdensity_min_snr=0", "vetting.overdensity_min_p_line=0.9"], 2 * np.log(9)),
+])
+def test_what_a_run_asks_for_decides_how_faint_lines_the_network_sees(settings, change, least):
+    assert inference.least_snr(config.over(settings, settings=change)) == pytest.approx(least)
 
 
 def test_the_brightest_lines_are_found_too(basis, model, settings):

@@ -186,11 +186,8 @@ def _alone(folder: Path, config: Config, barrier: Any, seconds: float) -> dict[s
     planes = [spectra.planes[name][rows] for name in PLANES]
 
     def infer() -> None:
-        for i in range(0, len(rows), inference.AT_ONCE):
-            part = slice(i, i + inference.AT_ONCE)
-            near, wide = ([plane[part][:, at] for plane in planes] for at in (slice(n_pix), slice(n_pix, 2 * n_pix)))
-            far = [plane[role[part] == "shifted"] for plane in wide]
-            inference.search(scorer, near, far, z[rows[part]], loglam0[part], role[part], config.vetting.line_hits_snr)
+        inference.search(scorer, lambda at, step: [plane[at][:, step:step + n_pix] for plane in planes], z[rows],
+                         loglam0, role, config)
 
     def read() -> None:
         for _ in source.spectra_of(next(turn), options):
