@@ -25,7 +25,7 @@ ENGINES = ("openvino", "tensorflow")
 # Largest difference of probabilities from TensorFlow's: fp32 sums in another order, bf16 has 8 bits of mantissa.
 TOLERANCE = {"f32": 1e-4, "bf16": 0.2}
 WORTH_IT = 1.2  # times as fast must bf16 be: less is within what one measurement tells
-FILL = 16  # for each new number of rows both engines make their plan anew, which costs more than a few rows too many
+FILL = 8  # for each new number of rows both engines make their plan anew, which costs more than a few rows too many
 
 Engine = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 

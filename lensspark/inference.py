@@ -182,14 +182,13 @@ def search(score_batch: Scorer, planes: Callable[[np.ndarray, int], Sequence[np.
     """
     n, n_pix, least = len(role), score_batch.model.pixels[1], least_snr(config)
     found, scorable = {name: np.full(n, np.nan) for name in _NUMBERS}, np.zeros(n, bool)
-    asked: list[tuple[dict[str, str], np.ndarray, Prepared, int]] = []
+    asked: list[tuple[dict[str, str], np.ndarray, np.ndarray, Prepared]] = []
 
-    def put(columns: dict[str, str], rows: np.ndarray, spectra: Prepared, step: int, p_line: np.ndarray,
-            heat: np.ndarray | None) -> None:
-        line = measure_line(spectra, heat, loglam0[rows] + step * DLOGLAM, config.vetting.line_hits_snr)
+    def measured(spectra: Prepared, start: np.ndarray, p_line: np.ndarray, heat: np.ndarray | None
+                 ) -> dict[str, np.ndarray]:
+        line = measure_line(spectra, heat, start, config.vetting.line_hits_snr)
         line["p_line"] = ranked(p_line, line["line_snr"])
-        for column, name in columns.items():
-            found[column][rows] = np.where(spectra.scorable, line[name], np.nan)
+        return {name: np.where(spectra.scorable, value, np.nan) for name, value in line.items()}
 
     for first in range(0, n, AT_ONCE):
         rows = np.arange(first, min(first + AT_ONCE, n))
@@ -202,16 +201,21 @@ def search(score_batch: Scorer, planes: Callable[[np.ndarray, int], Sequence[np.
             redwards = score_batch.prepare(*planes(away, n_pix), z_lens[away], shifted=True)
             seen.append((_SHIFTED, away, redwards, n_pix))
         for columns, its, spectra, step in seen:
-            put(columns, its, spectra, step, np.zeros(len(its)), None)
+            start = loglam0[its] + step * DLOGLAM
+            line = measured(spectra, start, np.zeros(len(its)), None)
+            for column, name in columns.items():
+                found[column][its] = line[name]
             bright = spectra.scorable & (spectra.snr.max(axis=1) >= least)
-            asked.append((columns, its[bright], spectra[bright], step))
+            asked.append((columns, its[bright], start[bright], spectra[bright]))
     if asked:
-        p_line, heat = score_batch.run(np.concatenate([spectra.channels for _, _, spectra, _ in asked]))  # in one call
+        _, _, starts, sets = zip(*asked, strict=True)
+        spectra = Prepared.together(sets)
+        line = measured(spectra, np.concatenate(starts), *score_batch.run(spectra.channels))  # all in one call
     first = 0
-    for columns, rows, spectra, step in asked:
-        judged = slice(first, first + len(rows))
-        first = judged.stop
-        put(columns, rows, spectra, step, p_line[judged], heat[judged])
+    for columns, its, _, _ in asked:
+        for column, name in columns.items():
+            found[column][its] = line[name][first:first + len(its)]
+        first += len(its)
     for column, name in _NULL.items():
         found[column] = np.where(role == "null", found[name], found[column])
     for column in _LINE:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lensspark import blocks, catalogue, delta, gate, inference, manifest, report, schema, store, vetting
+from lensspark import blocks, catalogue, delta, gate, inference, ledger, manifest, report, schema, store, vetting
 from lensspark.config import Config
 from lensspark.lines import source_redshift
 from lensspark.model import Model
@@ -72,8 +72,9 @@ def predict(spark: SparkSession, run: Run) -> int:
         check_unaltered(run)
         with run.stage("vet") as facts:
             write_quarantine(scored.where("reason IS NOT NULL"), run)
-            rows = evidence.attach(scored.where("reason IS NULL").drop("reason", "hdu"), measured)
-            funnel = write_verdicts(spark, rows, run)
+            rows = scored.where("reason IS NULL").drop("reason", "hdu")
+            hits = evidence.attach(rows.where(measuring.is_hit(run.config)), measured)
+            funnel = write_verdicts(spark, rows, hits, run)
             facts |= funnel["counts"]
         run.manifest.write(run.path(manifest.NAME))
         return publish(spark, run, funnel)
@@ -132,35 +133,34 @@ def keep(spark: SparkSession, run: Run, df: DataFrame, name: str) -> DataFrame:
     return store.read(spark, run.path(f"_{name}"), df.schema)
 
 
-def write_verdicts(spark: SparkSession, rows: DataFrame, run: Run, by_plate: bool = False) -> dict[str, Any]:
-    """Gathers the evidence for the hits among `rows` (readable spectra, measured), cuts, writes ledger and overdensity.
+def write_verdicts(spark: SparkSession, rows: DataFrame, hits: DataFrame, run: Run) -> dict[str, Any]:
+    """Gathers the evidence for `hits`, cuts, writes ledger and overdensity; the funnel.
 
-    `by_plate`: each of the partitions of `rows` holds whole plates. Returns the funnel.
+    rows: every readable spectrum, scored; hits: those of them that are hits, with what was measured of them.
     """
-    hits = rows.where(measuring.is_hit(run.config))
-    present = [name for name in schema.VETTING_NAMES if name in rows.columns and name not in evidence.COLUMNS]
-    stored = partial(keep, spark, run)
-    found = evidence.gather(rows, hits.select(*measuring.KEY, *present), run.known_lenses, run.config, stored)
+    present = [name for name in schema.VETTING_NAMES if name in hits.columns and name not in evidence.COLUMNS]
+    found = evidence.gather(rows, hits.select(*measuring.KEY, *present), run.known_lenses, run.config,
+                            partial(keep, spark, run))
     write_overdensity(run, found.overdensity)
-    write_ledger(evidence.attach(rows, found.hits), run, by_plate)
-    ledger = store.read(spark, run.path("ledger"), schema.LEDGER.struct_type())
+    write_ledger(spark, rows, evidence.attach(hits, found.hits), run)
+    written = store.read(spark, run.path("ledger"), schema.LEDGER.struct_type())
     quarantine = store.read(spark, run.path("quarantine"), schema.QUARANTINE.struct_type())
     ranges = evidence.overdensity_ranges(found.overdensity, run.config.vetting.overdensity_bin_px)
-    return vetting.funnel(ledger, run.config, quarantine.count()) | {"nulls": found.nulls, "overdensity": ranges}
+    return vetting.funnel(written, run.config, quarantine.count()) | {"nulls": found.nulls, "overdensity": ranges}
 
 
 def publish(spark: SparkSession, run: Run, funnel: dict[str, Any]) -> int:
     """Candidates, report and run card of a vetted run; the exit code."""
-    ledger = store.read(spark, run.path("ledger"), schema.LEDGER.struct_type())
+    rows = store.read(spark, run.path("ledger"), schema.LEDGER.struct_type())
     with run.stage("publish") as facts:
-        table = catalogue.candidates(ledger).toPandas()
+        table = catalogue.candidates(rows).toPandas()
         made = run.path("").rstrip("/")
         catalogue.write_products(made, table)
         if run.config.output.format == "delta":
             delta.convert(spark, made)
         facts["candidates"] = len(table)
     with run.stage("report"):
-        report.make(spark, run, ledger, table, funnel)
+        report.make(spark, run, rows, table, funnel)
     return finish(run, funnel)
 
 
@@ -169,16 +169,14 @@ def write_quarantine(faults: DataFrame, run: Run) -> None:
     store.write(schema.QUARANTINE.conform(faults).coalesce(1), run.path("quarantine"))
 
 
-def write_ledger(rows: DataFrame, run: Run, by_plate: bool) -> None:
-    """Vets `rows` and writes the ledger, partitioned by plate."""
+def write_ledger(spark: SparkSession, rows: DataFrame, hits: DataFrame, run: Run) -> None:
+    """Vets `hits`, those of `rows` with all that the cuts read, and writes the ledger, partitioned by plate."""
     from pyspark.sql import functions as F
 
-    vetted = vetting.vet(rows, run.config)
-    vetted = vetted.withColumns({"run_id": F.lit(run.run_id), "model_sha256": F.lit(run.model_sha256),
-                                 "z_source": F.when(F.col("is_hit"), source_redshift(F.col("line_wave")))})
-    ledger = schema.LEDGER.conform(vetted)
-    ledger = ledger if by_plate else ledger.repartition("plate")
-    store.write(ledger.sortWithinPartitions("plate", "mjd", "fiberid", "run2d"), run.path("ledger"), by="plate")
+    vetted = vetting.vet(hits, run.config).withColumns({
+        "run_id": F.lit(run.run_id), "model_sha256": F.lit(run.model_sha256),
+        "z_source": source_redshift(F.col("line_wave"))})
+    ledger.write(spark, rows, schema.LEDGER.conform(vetted), run)
 
 
 def write_overdensity(run: Run, table: pd.DataFrame) -> None:

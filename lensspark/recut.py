@@ -12,7 +12,7 @@ from lensspark.config import Config
 from lensspark.model import Model
 from lensspark.promotion import products
 from lensspark.run import Run, claim, finished_card
-from lensspark.vetting import CUTS, evidence
+from lensspark.vetting import CUTS, evidence, measuring
 from lensspark.vetting.known import read_known
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def recut(spark: SparkSession, run: Run, parent: str) -> int:
             if run.grades is not None:
                 rows = graded(rows, run.grades)
             rows = identified(rows, run.config.vetting.min_p_identity).drop("is_hit")
-            funnel = pipeline.write_verdicts(spark, rows, run, by_plate=True)
+            funnel = pipeline.write_verdicts(spark, rows, rows.where(measuring.is_hit(run.config)), run)
             facts |= funnel["counts"]
         return pipeline.publish(spark, run, funnel)
 

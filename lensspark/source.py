@@ -279,24 +279,31 @@ def _parts(units: tuple[Unit, ...], options: Options, faults: list[dict]) -> Ite
     for unit in units:
         for alike in spectra_of(unit, options):
             faults += alike.faults
-            for first in range(0, len(alike), options.max_rows_per_batch):
-                yield alike[first:first + options.max_rows_per_batch]
+            if len(alike):
+                yield alike
             del alike
 
 
 def spectra_of(unit: Unit, options: Options) -> Iterator[Spectra]:
-    """The spectra of `unit` in the window, then those drawn to have the pixels beyond it, read once more with them."""
-    spectra = read_unit(unit, options.columns, options.window)
+    """The spectra of `unit` in the window, then those drawn to have the pixels beyond it, read once more with them; at
+    most `max_rows_per_batch` at a time, the faults with the first."""
+    spectra, limit = read_unit(unit, options.columns, options.window), options.max_rows_per_batch
     drawn = draw(spectra.columns, *options.beyond) if len(spectra) else np.zeros(0, bool)
-    if not drawn.any():
-        yield spectra
-        return
-    faults, chosen = spectra.faults, [(spectra.columns["fiberid"][i], None) for i in np.flatnonzero(drawn)]
-    spectra = spectra.rows(np.flatnonzero(~drawn))
-    spectra.faults = faults
-    yield spectra
+    chosen = tuple((spectra.columns["fiberid"][i], None) for i in np.flatnonzero(drawn))
+    yield from _pieces(spectra, np.flatnonzero(~drawn) if chosen else None, limit)
     del spectra
-    yield read_unit(replace(unit, fibers=tuple(chosen)), options.columns, options.read_window)
+    if chosen:
+        yield from _pieces(read_unit(replace(unit, fibers=chosen), options.columns, options.read_window), None, limit)
+
+
+def _pieces(spectra: Spectra, rows: np.ndarray | None, limit: int) -> Iterator[Spectra]:
+    """The `spectra`, or those of the indices `rows`, in one copy."""
+    faults = spectra.faults
+    for first in range(0, max(len(spectra) if rows is None else len(rows), 1), limit):
+        at = slice(first, first + limit)
+        piece = spectra[at] if rows is None else spectra.rows(rows[at])
+        piece.faults, faults = faults, []
+        yield piece
 
 
 def draw(columns: Mapping[str, list], share: float, seed: int | str) -> np.ndarray:
@@ -314,7 +321,7 @@ def to_arrow(parts: list[Spectra], table: schema.Table) -> pa.RecordBatch:
             planes = [part.planes[column.name] for part in parts]
             lengths = np.repeat([plane.shape[1] for plane in planes], [len(plane) for plane in planes])
             offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
-            values = np.concatenate([plane.ravel() for plane in planes])
+            values = planes[0].ravel() if len(planes) == 1 else np.concatenate([plane.ravel() for plane in planes])
             if column.type == "binary":
                 values = values.astype(values.dtype.newbyteorder("<"), copy=False)
                 buffers = [None, pa.py_buffer(offsets * np.int32(values.itemsize)), pa.py_buffer(values)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -90,6 +91,12 @@ class Prepared:
         No fit is needed: it is linear and clips both signs alike, so that the mirrored spectrum has the same model.
         """
         return dataclasses.replace(self, flux=(2 * self.model - self.flux) * (self.ivar > 0))
+
+    @classmethod
+    def together(cls, sets: Sequence[Prepared]) -> Prepared:
+        """The spectra of all `sets`, one or more, in a row."""
+        names = ("flux", "ivar", "model", "weight", "scorable")
+        return cls(*(np.concatenate([getattr(one, name) for one in sets]) for name in names), sets[0].settings)
 
     def __getitem__(self, rows: np.ndarray) -> Prepared:
         """The spectra of `rows`."""

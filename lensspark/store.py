@@ -210,8 +210,7 @@ def read(spark: SparkSession, paths: str | Sequence[str], schema: StructType | N
     """
     paths = [paths] if isinstance(paths, str) else list(paths)
     if paths and is_sparks(spark, paths[0]):
-        reader = spark.read if schema is None else spark.read.schema(schema)
-        return reader.parquet(*map(spark_path, _with_lists(paths)))
+        return _sparks(spark, paths, schema)
     parts = parts_of(paths)
     schema = _schema_of(parts) if schema is None else schema
     if not parts:
@@ -227,10 +226,17 @@ def read(spark: SparkSession, paths: str | Sequence[str], schema: StructType | N
     return spark.range(0, len(tasks), 1, len(tasks)).mapInArrow(read_task, schema)
 
 
-def _with_lists(paths: Sequence[str]) -> Iterator[str]:
-    """`paths`, in place of a table with a list the files in it: an attempt that comes late may leave others."""
-    for path, parts in zip(paths, _lists(paths), strict=True):
-        yield from [path] if parts is None else [join(path, part.name) for part in parts]
+def _sparks(spark: SparkSession, paths: Sequence[str], schema: StructType | None) -> DataFrame:
+    """`read` by Spark itself: in place of a table with a list the files in it, as a late attempt may leave others."""
+    lists = _lists(paths)
+    files = [file for path, parts in zip(map(spark_path, paths), lists, strict=True)
+             for file in ([path] if parts is None else [join(path, part.name) for part in parts])]
+    if not files and schema is not None:
+        return spark.createDataFrame([], schema)
+    reader = spark.read if schema is None else spark.read.schema(schema)
+    if len(paths) == 1 and lists[0] is not None:  # the folders of its files are columns
+        reader = reader.option("basePath", spark_path(paths[0]))
+    return reader.parquet(*files)
 
 
 def parts_of(paths: Sequence[str]) -> list[Part]:

@@ -15,6 +15,7 @@ from lensspark.eigen import DLOGLAM
 from lensspark.mock import files, observe_plate
 from lensspark.report import blind, spectra
 from lensspark.simulate import Plan, write_plate
+from lensspark.vetting import measuring
 
 KEY = spectra.KEY
 FAKES = 3
@@ -43,7 +44,8 @@ def ledger(spark, run):
     source.register(spark)
     spectra = spark.read.format("boss").options(**inference.reading(run.model, run.config)).load(run.spectra)
     scored = inference.score(spectra, run.model, run.config)
-    pipeline.write_ledger(scored.where("reason IS NULL").drop("reason", "hdu"), run, by_plate=False)
+    rows = scored.where("reason IS NULL").drop("reason", "hdu")
+    pipeline.write_ledger(spark, rows, rows.where(measuring.is_hit(run.config)), run)
     pipeline.write_overdensity(run, pd.DataFrame(columns=schema.OVERDENSITY.names))
     return store.read(spark, run.path("ledger"), schema.LEDGER.struct_type())
 

@@ -76,7 +76,10 @@ def _values(array: np.ndarray, column: schema.Column) -> list:
     if column.name == "mag_i":
         array = array[:, I_BAND].astype(np.float64)
         array = np.where(array > 0, 22.5 - 2.5 * np.log10(np.where(array > 0, array, 1.0)), np.nan)
-    if column.type == "double":  # plain Python: a spec file has one row, for which numpy takes ten times as long
+    if column.type == "double":
+        if len(array) > 1 and np.isfinite(array).all():
+            return array.astype(np.float64).tolist()
+        # Plain Python: a spec file has one row, for which numpy takes ten times as long.
         return [float(value) if math.isfinite(value) else None for value in array.tolist()]
     return (array if array.dtype.kind in "iu" else array.astype(np.int64)).tolist()
 

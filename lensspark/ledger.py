@@ -1,0 +1,80 @@
+"""The ledger: every readable spectrum of a run in one row, the hits with their verdicts.
+
+The tasks that read the rows write them, plate by plate, so that of a survey nothing is shuffled and no row is made in
+the JVM: what the cuts say of the few hits is brought to them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.sql import DataFrame, SparkSession
+
+from lensspark import schema, source, store
+from lensspark.run import Run
+from lensspark.session import share
+
+KEY = [column.name for column in schema.KEY]
+BY = "plate"  # its folders
+_FIELDS = pa.schema([(column.name, source.ARROW[column.type]) for column in schema.LEDGER.columns])
+
+
+def write(spark: SparkSession, rows: DataFrame, hits: DataFrame, run: Run) -> None:
+    """Writes the ledger of `run`: `rows` (a subset of schema.LEDGER's columns, the others are null), but the hits among
+    them as in `hits` (schema.LEDGER), which fit into memory."""
+    judged, threshold, path = share(spark, hits.toArrow()), run.config.score.threshold, run.path("ledger")
+    told, written = {"run_id": run.run_id, "model_sha256": run.model_sha256}, store.writer(path, BY)
+
+    def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        table = judged.value
+        places = {key: i for i, key in enumerate(zip(*(table[name].to_pylist() for name in KEY), strict=True))}
+        return written(with_verdicts(rows, table, places, threshold, told) for rows in plates(batches))
+
+    store.finish(rows.mapInArrow(work, store.FILES.ddl), path)
+
+
+def plates(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The rows of each run of one plate, however the batches cut it."""
+    def pieces() -> Iterator[tuple[int, pa.Table]]:
+        for batch in batches:
+            plate = batch.column(batch.schema.names.index(BY)).to_numpy()
+            edges = [0, *(np.flatnonzero(np.diff(plate)) + 1).tolist(), len(plate)]
+            for first, stop in itertools.pairwise(edges):
+                if stop > first:
+                    yield int(plate[first]), pa.Table.from_batches([batch.slice(first, stop - first)])
+
+    for _, same in itertools.groupby(pieces(), lambda piece: piece[0]):
+        yield pa.concat_tables([table for _, table in same])
+
+
+def with_verdicts(rows: pa.Table, hits: pa.Table, places: dict[tuple, int], threshold: float, told: dict[str, str]
+                  ) -> pa.RecordBatch:
+    """`rows`, one or more, as schema.LEDGER, in the order of their keys: `is_hit` where p_line is above `threshold`,
+    those rows as in `hits` at `places` (KEY -> row), the others without a verdict; `told`: columns that have one value.
+    Raises KeyError for a hit without a place."""
+    p_line = rows["p_line"]
+    is_hit = pc.and_kleene(pc.greater(p_line, threshold), pc.invert(pc.is_nan(p_line)))
+    at = pc.fill_null(is_hit, False)
+    keys = rows.filter(at).select(KEY).to_pylist()
+    rest = rows.append_column("is_hit", is_hit).filter(pc.invert(at)) if keys else rows.append_column("is_hit", is_hit)
+    given = {name: rest[name] for name in rest.column_names} | {"veto": None, "z_source": None}
+    given |= {name: pa.repeat(pa.scalar(value), len(rest)) for name, value in told.items()}
+    made = _conform(given, len(rest))
+    if keys:
+        theirs = hits.take([places[tuple(key.values())] for key in keys])
+        made = pa.concat_tables([made, _conform({name: theirs[name] for name in theirs.column_names}, len(keys))])
+    (batch,) = made.sort_by([(name, "ascending") for name in KEY]).combine_chunks().to_batches()
+    return batch
+
+
+def _conform(columns: dict[str, pa.ChunkedArray | pa.Array | None], n: int) -> pa.Table:
+    """The columns of schema.LEDGER, null where there is none. Raises ValueError for one that it does not have."""
+    if extra := sorted(set(columns) - set(_FIELDS.names)):
+        raise ValueError(f"columns {extra} are not declared in table 'ledger'")
+    arrays = [pa.nulls(n, field.type) if columns.get(field.name) is None else columns[field.name].cast(field.type)
+              for field in _FIELDS]
+    return pa.Table.from_arrays(arrays, schema=_FIELDS)
