@@ -3,11 +3,12 @@
 1. Write PLATES mock plates of 1,000 fibres below DIR (130 MB each), and lite files; a second run finds them there.
 2. One core, stage by stage, in turn: reading, preparing, the network on each engine, locating, the matched filter.
 3. All cores at once without Spark: reading, inference, and both: the limits of a whole search.
-4. Whole searches, as jobs/predict.py: on 8 plates to PLATES, in turn with the limits, f32 and bf16; memory, start-up.
+4. Whole searches, as jobs/predict.py, in turn with the limits: of PLATES and, by links, four times as many, once of 8
+   and more; in f32 and bf16, and with the network on every spectrum; memory, start-up.
 5. Partition sizes, a cold cache, one and two executors of one core; with --training, the training's feed and steps.
 6. A search of a million spectra: the plates once more, linked, under other versions of the pipeline.
 
-Rates are medians of ROUNDS, with the lowest and highest. Half an hour on two cores for the defaults; --parts runs some.
+Rates are medians of ROUNDS, with the lowest and highest. An hour on two cores for the defaults; --parts runs some.
 """
 
 import sys

@@ -70,8 +70,11 @@ class Part(NamedTuple):
 
 
 def spark_path(path: str) -> str:
-    """`path` as Spark takes it: a local path stays local where the cluster's default file system is another."""
-    return path if "://" in path or "DATABRICKS_RUNTIME_VERSION" in os.environ else Path(path).resolve().as_uri()
+    """`path` as Spark takes it: a local path stays local where the cluster's default file system is another.
+
+    Not Path.as_uri: Hadoop takes what that quotes, a space for instance, for the folder's name.
+    """
+    return path if "://" in path or "DATABRICKS_RUNTIME_VERSION" in os.environ else f"file://{Path(path).resolve()}"
 
 
 def is_sparks(spark: SparkSession, path: str) -> bool:

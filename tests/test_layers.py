@@ -17,8 +17,8 @@ LAYERS = {
              "spectrum", "svg", "weighted_pca"},
     "network": {"network", "engine", "feed", "figures", "tracking", "training"},
     "spark": {"benchmark", "blocks", "catalogue", "class_archive", "compare", "daemon", "delta", "detectors",
-              "evaluation", "gate", "inference", "injection", "java", "lock", "manifest", "pipeline", "progress",
-              "promotion", "recut", "report", "run", "selection", "session", "simulate", "source", "store",
+              "evaluation", "gate", "inference", "injection", "java", "ledger", "lock", "manifest", "pipeline",
+              "progress", "promotion", "recut", "report", "run", "selection", "session", "simulate", "source", "store",
               "training_set", "vetting"},
     "jobs": {"cli"},
 }

@@ -21,7 +21,11 @@ from lensspark.model import Model
 
 log = logging.getLogger(__name__)
 
-PRECISIONS = ("f32", "bf16")
+# How whole searches are made; as they are by default the network sees only spectra that can be hits (score.min_snr).
+SEARCHES = {"f32": ("score.precision=f32",), "bf16": ("score.precision=bf16",),
+            "f32, every": ("score.precision=f32", "score.min_snr=0"),
+            "bf16, every": ("score.precision=bf16", "score.min_snr=0")}
+COPIES = 4  # of all plates, in the tree that shows what more spectra cost
 PARTITION_MB = (128, 512, 2048)
 MILLION = 1_000_000
 
@@ -74,15 +78,16 @@ def sizes(plates: int) -> list[int]:
 
 
 def scale(out: Path, folder: Path, config: Config, plates: int, rounds: int, cores: int) -> dict[str, Any]:
-    """Limits of all cores and whole searches of the largest tree in turn, `rounds` times; once on smaller trees."""
-    found: dict[str, Any] = {"limits": {name: [] for name in PRECISIONS}, "runs": []}
-    for _ in range(rounds):
-        for precision in PRECISIONS:
-            setting = f"score.precision={precision}"
-            found["limits"][precision].append(core.together(folder, over(config, settings=[setting]), cores))
-            for n in sizes(plates) if len(found["limits"][precision]) == 1 else [plates]:
-                run = _predict(out, survey.part(folder, n), setting)
-                found["runs"].append({"plates": n, "precision": precision, **run})
+    """Limits of all cores and whole searches in turn, `rounds` times: of all plates, and of COPIES times as many, by
+    links; once of fewer."""
+    trees = {n: survey.part(folder, n) for n in sizes(plates)} | {COPIES * plates: survey.many(folder, COPIES)}
+    found: dict[str, Any] = {"limits": {name: [] for name in SEARCHES}, "runs": []}
+    for number in range(rounds):
+        for name, settings in SEARCHES.items():
+            found["limits"][name].append(core.together(folder, over(config, settings=settings), cores))
+            smaller = sizes(plates)[:-1] if not number and "every" not in name else []
+            for n in (*smaller, plates, COPIES * plates):
+                found["runs"].append({"plates": n, "search": name, **_predict(out, trees[n], *settings)})
     return found
 
 
@@ -106,7 +111,7 @@ def million(out: Path, folder: Path, config: Config, plates: int) -> list[dict[s
     """A search of a million spectra and more: the plates under as many versions of the pipeline as that takes."""
     copies, precision = math.ceil(MILLION / (1000 * plates)), config.score.precision
     found = _predict(out, survey.many(folder, copies), f"score.precision={precision}")
-    return [{"plates": plates * copies, "precision": precision, **found}]
+    return [{"plates": plates * copies, "search": precision, **found}]
 
 
 def _predict(out: Path, tree: Path, *settings: str, master: str = "") -> dict[str, Any]:

@@ -39,18 +39,18 @@ def table(results: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def steady(results: dict[str, Any], precision: str) -> dict[str, float]:
-    """Of the searches with `precision`: spectra per second of the largest; of what it has more than the smallest, which
-    start-up and other costs that do not grow leave alone; the limits; and the ratios."""
-    runs = [run for run in results["scale"]["runs"] if run["precision"] == precision]
-    least, most = min(run["plates"] for run in runs), max(run["plates"] for run in runs)
+def steady(results: dict[str, Any], search: str) -> dict[str, float]:
+    """Of the searches made like `search`: spectra per second of the largest; of what it has more than the next smaller,
+    which start-up and other costs that do not grow leave alone; the limits; and the ratios."""
+    runs = [run for run in results["scale"]["runs"] if run["search"] == search]
+    least, most = sorted({run["plates"] for run in runs})[-2:]
 
     def middle(plates: int, of: str = "seconds") -> float:
         return median(run[of] if of == "seconds" else run["timings"][of] for run in runs if run["plates"] == plates)
 
     n = {run["plates"]: run["counts"]["n_input"] for run in runs}
-    limits = {name: median(limit[name] for limit in results["scale"]["limits"][precision])
-              for name in results["scale"]["limits"][precision][0]}
+    limits = {name: median(limit[name] for limit in results["scale"]["limits"][search])
+              for name in results["scale"]["limits"][search][0]}
     more = n[most] - n[least]
     rate = more / (middle(most) - middle(least))
     scoring = more / (middle(most, "score") - middle(least, "score"))
@@ -62,10 +62,10 @@ def steady(results: dict[str, Any], precision: str) -> dict[str, float]:
 
 def _limits(results: dict[str, Any]) -> str:
     rows = []
-    for precision, found in results["scale"]["limits"].items():
+    for search, found in results["scale"]["limits"].items():
         for name in ("read", "infer", "search"):
             rates = [limit[name] / (limit["selected"] if name == "infer" else 1) for limit in found]
-            rows.append([f"{name}, {precision}", *_spread(rates)])
+            rows.append([f"{name}: {search}", *_spread(rates)])
     return _markdown(["all cores, no Spark", "spectra of input/s", "lowest to highest"], rows)
 
 
@@ -73,7 +73,7 @@ def _runs(runs: list[dict[str, Any]]) -> str:
     rows = []
     for run in runs:
         times, memory = run["timings"], run["memory_mb"]
-        rows.append([run["plates"], run["precision"], f"{run['seconds']:.1f}", f"{run['to_first_task']:.1f}",
+        rows.append([run["plates"], run["search"], f"{run['seconds']:.1f}", f"{run['to_first_task']:.1f}",
                      *(f"{times[name]:.1f}" for name in ("score", "measure", "vet", "publish", "report")),
                      *(f"{memory.get(name, np.nan):.0f}" for name in ("driver", "jvm", "worker"))])
     return _markdown(["plates", "", "whole, s", "to first task", "score", "measure", "vet", "publish", "report",
@@ -82,9 +82,9 @@ def _runs(runs: list[dict[str, Any]]) -> str:
 
 def _steady(results: dict[str, Any]) -> str:
     rows = []
-    for precision in results["scale"]["limits"]:
-        found = steady(results, precision)
-        rows.append([precision, *(f"{found[name]:,.0f}" for name in ("whole", "steady", "score", "infer", "search")),
+    for search in results["scale"]["limits"]:
+        found = steady(results, search)
+        rows.append([search, *(f"{found[name]:,.0f}" for name in ("whole", "steady", "score", "infer", "search")),
                      *(f"{found[name]:.2f}" for name in ("of_infer", "of_search")), f"{found['of_published']:.0f}"])
     return _markdown(["spectra of input/s", "whole", "steady", "score, steady", "limit: infer", "limit: search",
                       "steady / infer", "steady / search", "times the published"], rows)
@@ -114,16 +114,13 @@ def plot(results: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for precision, colour in zip(results["scale"]["limits"], ("#1f5fa8", "#c2571a"), strict=False):
-        runs = [run for run in results["scale"]["runs"] if run["precision"] == precision]
+    for search, colour in zip(results["scale"]["limits"], ("#1f5fa8", "#c2571a", "#3a8f4d", "#7d4fa3"), strict=False):
+        runs = [run for run in results["scale"]["runs"] if run["search"] == search]
         n = np.array(sorted({run["counts"]["n_input"] for run in runs}))
-        for what, style in (("seconds", "o-"), ("score", "s--")):
-            took = [median(run["seconds"] if what == "seconds" else run["timings"]["score"] for run in runs
-                           if run["counts"]["n_input"] == m) for m in n]
-            label = "whole search" if what == "seconds" else "its stage score"
-            axes.plot(n, took, style, color=colour, ms=5, label=f"{label}, {precision}")
-        limit = steady(results, precision)["search"]
-        axes.plot(n, n / limit, ":", color=colour, label=f"limit of all cores, {precision}")
+        took = [median(run["seconds"] for run in runs if run["counts"]["n_input"] == m) for m in n]
+        axes.plot(n, took, "o-", color=colour, ms=5, label=f"whole search, {search}")
+        limit = steady(results, search)["search"]
+        axes.plot(n, n / limit, ":", color=colour, label=f"limit of all cores, {search}")
     axes.set(xlabel="spectra", ylabel="seconds", xlim=(0, None), ylim=(0, None))
     axes.legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
