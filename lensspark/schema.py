@@ -60,15 +60,12 @@ class Table:
 
         Raises ValueError if `df` has columns that the table does not declare.
         """
-        from pyspark.sql import functions as F
-
-        extra = sorted(set(df.columns) - set(self.names))
-        if extra:
-            raise ValueError(f"columns {extra} are not declared in table {self.name!r}")
         present = set(df.columns)
-        return df.select(
-            *((F.col(c.name) if c.name in present else F.lit(None)).cast(c.type).alias(c.name) for c in self.columns)
-        )
+        if extra := sorted(present - set(self.names)):
+            raise ValueError(f"columns {extra} are not declared in table {self.name!r}")
+        # As text: each operation on a Column is a few round trips to the JVM, of which 120 columns make thousands.
+        return df.selectExpr(*(f"CAST({f'`{c.name}`' if c.name in present else 'NULL'} AS {c.type}) AS `{c.name}`"
+                               for c in self.columns))
 
 
 KEY = (

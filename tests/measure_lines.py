@@ -51,7 +51,7 @@ def simulate(alpha, snr, noise_correlation=0.0, seed=1, fwhm=None):
 
 def _width(fwhm, alpha):
     """Rms width as observed, px, of a skew normal of intrinsic `fwhm` km/s."""
-    omega = fwhm / profiles.PIXEL_KMS / np.interp(np.abs(alpha), profiles._ALPHA, profiles._FWHM)
+    omega = fwhm / profiles.PIXEL_KMS / np.interp(np.abs(alpha), *profiles._shape_table()[::2])
     delta = alpha / np.sqrt(1 + alpha**2)
     return np.hypot(omega * np.sqrt(1 - 2 / np.pi * delta**2), LSF)
 

@@ -7,6 +7,8 @@ skew normal of width omega and a Gaussian of width s has omega' = sqrt(omega^2 +
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from scipy.special import erf
 
@@ -30,6 +32,7 @@ def _skew_normal(t: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return np.exp(-0.5 * t**2) / np.sqrt(2 * np.pi) * (1 + erf(alpha * t / np.sqrt(2)))
 
 
+@cache
 def _shape_table() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mode and FWHM of the unit skew normal for alpha = 0 ... 25."""
     alpha = np.concatenate([np.linspace(0, 2, 81), np.linspace(2.05, 25, 230)])
@@ -37,9 +40,6 @@ def _shape_table() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     values = _skew_normal(t[None, :], alpha[:, None])
     above = values >= values.max(axis=1, keepdims=True) / 2
     return alpha, t[values.argmax(axis=1)], above.sum(axis=1) * (t[1] - t[0])
-
-
-_ALPHA, _MODE, _FWHM = _shape_table()
 
 
 def add_lines(
@@ -52,7 +52,8 @@ def add_lines(
     fwhm: intrinsic, km/s; alpha: skew-normal shape, >= 0; lsf (n_lines,): sigma in px. The flux density is averaged
     over each pixel (Simpson's rule). A line may lie partly or wholly outside the pixels.
     """
-    omega = np.maximum(fwhm, 1.0) / PIXEL_KMS / np.interp(alpha, _ALPHA, _FWHM)
+    alphas, _, fwhms = _shape_table()
+    omega = np.maximum(fwhm, 1.0) / PIXEL_KMS / np.interp(alpha, alphas, fwhms)
     width = np.hypot(omega, lsf)
     delta = alpha / np.sqrt(1 + alpha**2) * omega / width
     alpha = delta / np.sqrt(1 - delta**2)
@@ -69,7 +70,8 @@ def _add(spectra: np.ndarray, rows: np.ndarray, peak_pixel: np.ndarray, flux: np
          alpha: np.ndarray, half_width: int, first_pixel: int) -> None:
     """`add_lines` of skew normals of `width` px, evaluated within half_width px of the peak."""
     grid = np.rint(peak_pixel).astype(int)[:, None] + np.arange(-half_width, half_width + 1)
-    t = (grid - peak_pixel[:, None]) / width[:, None] + np.interp(alpha, _ALPHA, _MODE)[:, None]
+    alphas, modes, _ = _shape_table()
+    t = (grid - peak_pixel[:, None]) / width[:, None] + np.interp(alpha, alphas, modes)[:, None]
     half, a = 0.5 / width[:, None], alpha[:, None]
     values = (_skew_normal(t - half, a) + 4 * _skew_normal(t, a) + _skew_normal(t + half, a)) / (6 * width[:, None])
     angstrom = np.log(10) * DLOGLAM * wavelength(grid + first_pixel)  # width of a pixel

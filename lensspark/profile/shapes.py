@@ -9,6 +9,8 @@ normal again.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from scipy.special import ndtr, owens_t
 
@@ -83,6 +85,7 @@ def two_gaussians(edges: np.ndarray, mean: np.ndarray, width: np.ndarray, separa
     return gaussian(edges, mean, width) * (1 - share)[..., None] + second * share[..., None]
 
 
+@cache
 def _mode_table() -> tuple[np.ndarray, np.ndarray]:
     """Moment skewness, and (mean - mode) / rms width, of skew normals of alpha = 0 ... 99."""
     alpha = np.concatenate([[0.0], np.geomspace(0.2, 99.0, 400)])
@@ -92,9 +95,6 @@ def _mode_table() -> tuple[np.ndarray, np.ndarray]:
     return skewness_of(alpha), (mean - t[density.argmax(axis=1)]) / np.sqrt(1 - mean**2)
 
 
-_SKEWNESS, _MODE = _mode_table()
-
-
 def mode(mean: np.ndarray, width: np.ndarray, skewness: np.ndarray) -> np.ndarray:
     """Where the skew normal peaks, px."""
-    return mean - np.sign(skewness) * width * np.interp(np.abs(skewness), _SKEWNESS, _MODE)
+    return mean - np.sign(skewness) * width * np.interp(np.abs(skewness), *_mode_table())

@@ -90,10 +90,10 @@ class Cut:
 
     def passes(self, vetting: config.Vetting) -> Column:
         """True or False for every row; False where a measured column is null or NaN."""
-        measured = F.lit(True)
-        for name in self.columns:
-            measured &= F.col(name).isNotNull() & ~F.isnan(F.col(name).cast("double"))
-        kept = measured & F.coalesce(self.keep(vetting), F.lit(False))
+        kept = F.coalesce(self.keep(vetting), F.lit(False))
+        if self.columns:
+            kept &= F.expr(" AND ".join(f"`{name}` IS NOT NULL AND NOT isnan(CAST(`{name}` AS DOUBLE))"
+                                        for name in self.columns))
         return kept | F.col("known_lens").isNotNull() if self.spares_known else kept
 
     def describe(self, vetting: config.Vetting) -> str:

@@ -35,9 +35,9 @@ def pairs(few: DataFrame, many: DataFrame, radius: float) -> DataFrame:
         known = df.where(F.col("ra").between(-720, 720) & F.col("dec").between(-90, 90))  # NaN is above all numbers
         return known.withColumns({f"_{side}_{axis}": value for axis, value in vector.items()}).drop("ra", "dec")
 
-    shifts = F.array(*(F.struct(*(F.lit(step).alias(axis) for axis, step in zip(axes, steps, strict=True)))
-                       for steps in itertools.product((-1, 0, 1), repeat=3)))
-    left = placed(few, "few").withColumn("_shift", F.explode(shifts))
+    shifts = ", ".join("named_struct('x', {}, 'y', {}, 'z', {})".format(*steps)
+                       for steps in itertools.product((-1, 0, 1), repeat=3))
+    left = placed(few, "few").withColumn("_shift", F.expr(f"explode(array({shifts}))"))
     left = left.withColumns({f"_cell_{a}": (F.floor(F.col(f"_few_{a}") / chord) + F.col(f"_shift.{a}")) for a in axes})
     right = placed(many, "many").withColumns({f"_cell_{a}": F.floor(F.col(f"_many_{a}") / chord) for a in axes})
     cells = [f"_cell_{a}" for a in axes]
