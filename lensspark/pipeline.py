@@ -156,6 +156,7 @@ def publish(spark: SparkSession, run: Run, funnel: dict[str, Any]) -> int:
         table = catalogue.candidates(rows).toPandas()
         made = run.path("").rstrip("/")
         catalogue.write_products(made, table)
+        store.tidy(run.path("ledger"))  # whoever lists its folder, as Delta does, must see what its list says
         if run.config.output.format == "delta":
             delta.convert(spark, made)
         facts["candidates"] = len(table)

@@ -190,10 +190,16 @@ def _write_file(file: Any, tables: Iterable[pa.Table]) -> int:
 
 def publish(path: str, parts: Sequence[Part]) -> None:
     """Makes `parts` the table in `path`, in one step, and removes all other files there."""
+    write_file(join(path, INDEX), json.dumps({"files": [[part.name, part.size] for part in parts]}).encode())
+    tidy(path)
+
+
+def tidy(path: str) -> None:
+    """Removes what is not in the list of the table in `path`: an attempt that came late may have left it."""
     import fsspec
 
-    write_file(join(path, INDEX), json.dumps({"files": [[part.name, part.size] for part in parts]}).encode())
     fs, place = fsspec.core.url_to_fs(path)
+    (parts,) = _lists([path])
     fs.invalidate_cache()
     known = {f"{place}/{name}" for name in (INDEX, *(part.name for part in parts))}
     if strays := sorted(set(fs.find(place)) - known):

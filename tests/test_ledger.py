@@ -98,5 +98,7 @@ def test_what_is_written_is_read_again_by_whoever_reads_it(spark, tmp_path, name
     got = store.read(spark, str(place), schema.LEDGER.struct_type())
     assert {*got.schema} == {*schema.LEDGER.struct_type()} and got.where("plate = 5").count() == 8
     got = got.toPandas()
+    store.tidy(str(place))
+    assert len(list((place / "plate=4").iterdir())) == 1 and pd.read_parquet(place).shape == whole.shape
     for frame in (whole, got):
         assert (len(frame), set(frame["plate"]), int(frame["is_hit"].sum())) == (20, {4, 5}, len(hits))
