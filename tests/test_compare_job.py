@@ -51,11 +51,13 @@ def changed(run, out, card=None, quarantine=None, **edits):
         path = part(out, name.removeprefix("plate_"))
         if edit is None:
             shutil.rmtree(path.parent)
+            listed = json.loads((out / "ledger/_files.json").read_text())["files"]
+            kept = [file for file in listed if not file[0].startswith(path.parent.name)]
+            (out / "ledger/_files.json").write_text(json.dumps({"files": kept}))
             continue
         frame = edit(pd.read_parquet(path))
         schema_of = pq.read_schema(path)
         pq.write_table(pa.Table.from_pandas(frame, schema_of, preserve_index=False), path)
-        (path.parent / f".{path.name}.crc").unlink()  # Spark's checksum of the file as it was
     if quarantine:
         fields = pa.schema([(column.name, ARROW[column.type]) for column in schema.QUARANTINE.columns])
         pq.write_table(pa.Table.from_pylist(quarantine, fields), out / "quarantine/part-more.parquet")
