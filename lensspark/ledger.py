@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
@@ -39,15 +39,7 @@ def write(spark: SparkSession, rows: DataFrame, hits: DataFrame, run: Run) -> No
 
 def plates(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
     """The rows of each run of one plate, however the batches cut it."""
-    def pieces() -> Iterator[tuple[int, pa.Table]]:
-        for batch in batches:
-            plate = batch.column(batch.schema.names.index(BY)).to_numpy()
-            edges = [0, *(np.flatnonzero(np.diff(plate)) + 1).tolist(), len(plate)]
-            for first, stop in itertools.pairwise(edges):
-                if stop > first:
-                    yield int(plate[first]), pa.Table.from_batches([batch.slice(first, stop - first)])
-
-    for _, same in itertools.groupby(pieces(), lambda piece: piece[0]):
+    for _, same in itertools.groupby(store.runs(batches, BY), itemgetter(0)):
         yield pa.concat_tables([table for _, table in same])
 
 
@@ -56,11 +48,11 @@ def with_verdicts(rows: pa.Table, hits: pa.Table, places: dict[tuple, int], thre
     """`rows`, one or more, as schema.LEDGER, in the order of their keys: `is_hit` where p_line is above `threshold`,
     those rows as in `hits` at `places` (KEY -> row), the others without a verdict; `told`: columns that have one value.
     Raises KeyError for a hit without a place."""
-    p_line = rows["p_line"]
-    is_hit = pc.and_kleene(pc.greater(p_line, threshold), pc.invert(pc.is_nan(p_line)))
-    at = pc.fill_null(is_hit, False)
+    rest = rows.append_column("is_hit", pc.greater(rows["p_line"], threshold))  # null where that is; NaN is not greater
+    at = pc.fill_null(rest["is_hit"], False)
     keys = rows.filter(at).select(KEY).to_pylist()
-    rest = rows.append_column("is_hit", is_hit).filter(pc.invert(at)) if keys else rows.append_column("is_hit", is_hit)
+    if keys:
+        rest = rest.filter(pc.invert(at))
     given = {name: rest[name] for name in rest.column_names} | {"veto": None, "z_source": None}
     given |= {name: pa.repeat(pa.scalar(value), len(rest)) for name, value in told.items()}
     made = _conform(given, len(rest))

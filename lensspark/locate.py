@@ -40,10 +40,9 @@ def measure_line(prepared: Prepared, heat: np.ndarray | None, loglam0: np.ndarra
 
     heat (n, n_cells): the network's probability that the line is in each cell; loglam0 (n,): log10 wavelength of the
     first pixel. The line is where the matched filter's S/N is highest within REFINE_PX of the hottest cell, or without
-    `heat` anywhere; `line_wave`
-    is the place of `_centre` there. Flux and error are the least-squares amplitude of a Gaussian of sigma 2.2 px (Shu
-    et al. 2016) and `line_peak` that Gaussian's height; a line of another width gets sqrt(2) 2.2 /
-    sqrt(2.2^2 + width^2) of its flux. `n_line_hits` counts peaks of at least `min_snr`.
+    `heat` anywhere; `line_wave` is the place of `_centre` there. Flux and error are the least-squares amplitude of a
+    Gaussian of sigma 2.2 px (Shu et al. 2016) and `line_peak` that Gaussian's height; a line of another width gets
+    sqrt(2) 2.2 / sqrt(2.2^2 + width^2) of its flux. `n_line_hits` counts peaks of at least `min_snr`.
     """
     snr = prepared.snr
     n, n_pix = snr.shape

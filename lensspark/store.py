@@ -157,18 +157,22 @@ def write_parts(batches: Iterable[pa.RecordBatch], path: str, by: str = "") -> I
 
 def _by_folder(batches: Iterable[pa.RecordBatch], by: str) -> Iterator[tuple[str, pa.Table]]:
     """(folder, rows) of each run of rows with one value of `by`; the folder's name tells it, the rows do not."""
+    if not by:
+        yield from (("", pa.Table.from_batches([batch])) for batch in batches)
+        return
+    for value, rows in runs(batches, by):
+        yield f"{by}={NULL if value is None else quote(str(value), safe='')}/", rows.drop([by])
+
+
+def runs(batches: Iterable[pa.RecordBatch], by: str) -> Iterator[tuple[Any, pa.Table]]:
+    """(value, rows) of each run of rows with one value of the column `by` in one of `batches`."""
     for batch in batches:
-        table = pa.Table.from_batches([batch])
-        if not by:
-            yield "", table
-            continue
-        values, rest = batch.column(batch.schema.names.index(by)), table.drop([by])
+        table, values = pa.Table.from_batches([batch]), batch.column(batch.schema.names.index(by))
         codes = values.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
         edges = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
         for start, stop in itertools.pairwise(edges):
             if stop > start:
-                value = values[start].as_py()
-                yield f"{by}={NULL if value is None else quote(str(value), safe='')}/", rest.slice(start, stop - start)
+                yield values[start].as_py(), table.slice(start, stop - start)
 
 
 def _write_file(file: Any, tables: Iterable[pa.Table]) -> int:
