@@ -12,8 +12,8 @@ import sys
 from contextlib import suppress
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a worker has one core
-# Spark puts its own copies of pyspark and py4j, zips, and a jar before what is installed: importing from them takes three
-# times as long, and each task begins with reading anew what lies in every archive that was ever looked into, 0.1 s.
+# Spark puts its own copies of pyspark and py4j, zips, and a jar before what is installed: importing from them takes
+# three times as long, and each task begins with reading anew what lies in every archive ever looked into, 0.1 s.
 _archives = [entry for entry in sys.path if entry.endswith(("pyspark.zip", "-src.zip", ".jar"))]
 sys.path[:] = [entry for entry in sys.path if entry not in _archives]
 if importlib.util.find_spec("pyspark") and importlib.util.find_spec("py4j"):

@@ -8,6 +8,7 @@ the SIS's own (Bolton et al. 2008, ApJ 682, 964).
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,11 +19,20 @@ _Z_MAX, _N_TABLE = 20.0, 4001
 _DISPERSIONS = np.linspace(-4, 4, 41)  # in errors, for the average over the dispersion's error
 
 
-@functools.cache
-def _distances(cosmology: str) -> tuple[np.ndarray, np.ndarray, float]:
-    """Redshifts, transverse comoving distances in units of the Hubble distance, and the curvature parameter.
+class Distances(NamedTuple):
+    """A cosmology's distances: redshifts, transverse comoving distances to them in units of the Hubble distance (n,),
+    and the curvature parameter. Linear interpolation in ln(1 + z) gives ratios to 1e-5 for z > 0.01."""
 
-    Linear interpolation in ln(1 + z) between them gives ratios to 1e-5 for z > 0.01.
+    z: np.ndarray
+    comoving: np.ndarray
+    curvature: float
+
+
+@functools.cache
+def distances(cosmology: str = "Planck15") -> Distances:
+    """Those of one of astropy's cosmologies. Importing these takes a second and 50 MB: workers are sent the result.
+
+    Raises ValueError if astropy knows no such cosmology.
     """
     from astropy import cosmology as known
 
@@ -34,32 +44,31 @@ def _distances(cosmology: str) -> tuple[np.ndarray, np.ndarray, float]:
         raise ValueError(f"cosmology {cosmology!r}: expected one of {', '.join(known.available)}")
     z = np.expm1(np.linspace(0, np.log1p(_Z_MAX), _N_TABLE))
     comoving = (model.comoving_transverse_distance(z) / model.hubble_distance).to_value("")
-    return z, comoving, float(model.Ok0)
+    return Distances(z, comoving, float(model.Ok0))
 
 
-def distance_ratio(z_lens: np.ndarray, z_source: np.ndarray, cosmology: str = "Planck15") -> np.ndarray:
+def distance_ratio(z_lens: np.ndarray, z_source: np.ndarray, known: Distances) -> np.ndarray:
     """D_ls / D_s of angular diameter distances; NaN unless 0 <= z_lens < z_source <= 20.
 
     D_ls follows from the two transverse comoving distances (Hogg 1999, astro-ph/9905116, eq. 19).
     """
-    z, table, curvature = _distances(cosmology)
     z_lens, z_source = np.broadcast_arrays(np.asarray(z_lens, np.float64), np.asarray(z_source, np.float64))
     good = (z_lens >= 0) & (z_source > z_lens) & (z_source <= _Z_MAX)
-    grid = np.log1p(z)
-    lens, source = (np.interp(np.log1p(np.where(good, x, 0)), grid, table) for x in (z_lens, z_source))
-    between = source * np.sqrt(1 + curvature * lens**2) - lens * np.sqrt(1 + curvature * source**2)
+    grid = np.log1p(known.z)
+    lens, source = (np.interp(np.log1p(np.where(good, x, 0)), grid, known.comoving) for x in (z_lens, z_source))
+    between = source * np.sqrt(1 + known.curvature * lens**2) - lens * np.sqrt(1 + known.curvature * source**2)
     return np.divide(between, source, out=np.full(good.shape, np.nan), where=good)
 
 
 def einstein_radius(z_lens: np.ndarray, z_source: np.ndarray, vdisp: np.ndarray, vdisp_err: np.ndarray,
-                    cosmology: str = "Planck15") -> tuple[np.ndarray, np.ndarray]:
+                    known: Distances) -> tuple[np.ndarray, np.ndarray]:
     """theta_E and its error, arcsec, of dispersions in km/s. NaN where vdisp is not in 0 ... 840, a rail of the fit.
 
     The error is that of the dispersion alone, 2 theta_E vdisp_err / vdisp; NaN where vdisp_err is not positive.
     """
     vdisp, vdisp_err = np.asarray(vdisp, np.float64), np.asarray(vdisp_err, np.float64)
     vdisp = np.where((vdisp > 0) & (vdisp < VDISP_RAIL), vdisp, np.nan)
-    theta_e = 4 * np.pi * (vdisp / C_KMS) ** 2 * distance_ratio(z_lens, z_source, cosmology) * ARCSEC
+    theta_e = 4 * np.pi * (vdisp / C_KMS) ** 2 * distance_ratio(z_lens, z_source, known) * ARCSEC
     return theta_e, 2 * theta_e * np.where(vdisp_err > 0, vdisp_err, np.nan) / vdisp
 
 

@@ -48,13 +48,15 @@ def pad(arrays: Sequence[np.ndarray | None], fill: float = 0) -> np.ndarray:
 def measure_hits(flux: np.ndarray, ivar: np.ndarray, and_mask: np.ndarray, wdisp: np.ndarray | None,
                  model: np.ndarray | None, loglam0: np.ndarray, z_lens: np.ndarray, line_wave: np.ndarray,
                  vdisp: np.ndarray, vdisp_err: np.ndarray, *, basis: Basis, window: tuple[float, ...],
-                 input_settings: Input, settings: Vetting) -> dict[str, np.ndarray]:
+                 input_settings: Input, settings: Vetting, distances: lensing.Distances | None = None
+                 ) -> dict[str, np.ndarray]:
     """The columns COLUMNS of schema.VETTING of n hits, each (n,) float64, `identity` of str; NaN: not measured.
 
     flux [1e-17 erg/s/cm2/A], ivar, and_mask, wdisp [px], model [as flux]: (n, n_pix), whole spectra of which row i
     starts at log10 wavelength loglam0[i]; shorter ones are padded at their ends with ivar 0 (`pad`). Without wdisp the
     LSF is taken as 1.1 px and nothing is said about spikes; without model (None, not finite, or 0 throughout) nothing
     is measured outside `window`. z_lens, line_wave [A], vdisp, vdisp_err [km/s]: (n,), NaN where not known.
+    distances: those of settings.cosmology, where somebody has them already.
     Raises ValueError for shapes that disagree.
     """
     n = len(flux)
@@ -70,7 +72,7 @@ def measure_hits(flux: np.ndarray, ivar: np.ndarray, and_mask: np.ndarray, wdisp
             out[name][rows] = values
     out["z_source"] = source_redshift(line_wave)
     out["theta_e"], out["theta_e_err"] = lensing.einstein_radius(z_lens, out["z_source"], vdisp, vdisp_err,
-                                                                 settings.cosmology)
+                                                                 distances or lensing.distances(settings.cosmology))
     out["p_multiple"] = lensing.p_multiple(out["theta_e"], out["theta_e_err"], settings.fibre_diameter)
     out["image_separation"] = 2 * out["theta_e"]
     return out

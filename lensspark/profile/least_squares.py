@@ -64,17 +64,19 @@ def _amplitude(data: Data, rows: np.ndarray, model: np.ndarray) -> tuple[np.ndar
     return amplitude, weight, np.einsum("np,np->n", residual, residual)
 
 
-def gradients(shape: Shape, data: Data, theta: np.ndarray, rows: np.ndarray, steps: np.ndarray
-              ) -> tuple[np.ndarray, np.ndarray]:
-    """Freed model (n, n_pix) and its derivatives (n, k, n_pix) by differences of `steps` towards smaller |theta|."""
-    base = shape(theta, rows)
-    slopes = np.empty((len(rows), theta.shape[1], base.shape[1]))
+def gradients(shape: Shape, data: Data, theta: np.ndarray, rows: np.ndarray, steps: np.ndarray,
+              model: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Freed `model` (n, n_pix), where it is not known yet, and its derivatives (n, k, n_pix) by differences of `steps`
+    towards smaller |theta|."""
+    model = data.freed(shape(theta, rows), rows) if model is None else model
+    slopes = np.empty((len(rows), theta.shape[1], model.shape[1]))
     for k, size in enumerate(steps):
         step = np.where(theta[:, k] > 0, -size, size)
         moved = theta.copy()
         moved[:, k] += step
-        slopes[:, k] = data.freed((shape(moved, rows) - base) / step[:, None], rows)
-    return data.freed(base, rows), slopes
+        np.subtract(data.freed(shape(moved, rows), rows), model, out=slopes[:, k])
+        slopes[:, k] /= step[:, None]
+    return model, slopes
 
 
 def fit(shape: Shape, data: Data, theta: np.ndarray, clip: Clip, steps: np.ndarray, longest: np.ndarray) -> Fit:
@@ -84,27 +86,29 @@ def fit(shape: Shape, data: Data, theta: np.ndarray, clip: Clip, steps: np.ndarr
     """
     everything = np.arange(len(theta))
     theta = clip(theta.astype(np.float64), everything)
-    amplitude, _, chi2 = _amplitude(data, everything, data.freed(shape(theta, everything), everything))
+    model = data.freed(shape(theta, everything), everything)
+    amplitude, _, chi2 = _amplitude(data, everything, model)
     damping, active = np.full(len(theta), 1e-2), everything
     for _ in range(MAX_STEPS):
         if not active.size:
             break
-        move = _step(shape, data, theta[active], active, steps, damping[active])
+        move = _step(shape, data, theta[active], active, steps, damping[active], model[active])
         trial = clip(theta[active] + np.clip(move, -longest, longest), active)
-        a, _, value = _amplitude(data, active, data.freed(shape(trial, active), active))
+        there = data.freed(shape(trial, active), active)
+        a, _, value = _amplitude(data, active, there)
         fall = chi2[active] - value
         good = fall > 0
         rows = active[good]
-        theta[rows], amplitude[rows], chi2[rows] = trial[good], a[good], value[good]
+        theta[rows], amplitude[rows], chi2[rows], model[rows] = trial[good], a[good], value[good], there[good]
         damping[active] *= np.where(good, 0.2, 8.0)
         stuck = (damping[active] > MAX_DAMPING) | ((trial == theta[active]).all(axis=1) & ~good)
         active = active[~(stuck | (good & (fall < CONVERGED)))]
     return Fit(theta, amplitude, chi2)
 
 
-def _step(shape: Shape, data: Data, theta: np.ndarray, rows: np.ndarray, steps: np.ndarray, damping: np.ndarray
-          ) -> np.ndarray:
-    model, slopes = gradients(shape, data, theta, rows, steps)
+def _step(shape: Shape, data: Data, theta: np.ndarray, rows: np.ndarray, steps: np.ndarray, damping: np.ndarray,
+          model: np.ndarray) -> np.ndarray:
+    model, slopes = gradients(shape, data, theta, rows, steps, model)
     amplitude, weight, _ = _amplitude(data, rows, model)
     along = np.einsum("nkp,np->nk", slopes, model) / weight[:, None]
     jacobian = np.maximum(amplitude, 1e-12)[:, None, None] * (slopes - along[:, :, None] * model[:, None, :])

@@ -6,7 +6,7 @@ hits is lensspark.measure's; in the others the counterpart of the hit's line is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from lensspark import exposures, measure, schema, source
+from lensspark import exposures, lensing, measure, schema, source
 from lensspark.boss import UNREADABLE, Fault, Key, Survey, full_files, only, read_exposures
 from lensspark.config import Config
 from lensspark.counterpart import counterpart
@@ -29,7 +29,7 @@ HIT_KEY = [f"hit_{name}" for name in KEY]
 HIT, NEIGHBOUR, REPEAT = "hit", "neighbour", "repeat"
 OF_THE_HIT = ("line_wave", "line_flux", "z_lens", "vdisp", "vdisp_err")
 PLANES = ("flux", "ivar", "and_mask", "wdisp", "model")
-AT_ONCE = 64  # whole spectra that a worker holds
+AT_ONCE = 64  # whole spectra that a worker holds, and hits that it gathers: the fits of 64 take half as long as of ten
 PARTS_PER_CORE = 4  # hits are uneven
 SDSS_RUN2D = ("26", "103", "104")  # SDSS-I/II: two spectrographs of 320 fibres; BOSS: of 500
 _TYPES = {column.name: column for column in (*schema.KEY, *schema.CATALOGUE, *schema.SELECTION, *schema.LINE)}
@@ -93,16 +93,15 @@ def measured(spark: SparkSession, survey: Survey, wanted: DataFrame, model: Mode
     targets["full"] = [full.get(key) for key in keys]
     units, at_least = tuple(only(survey.units, set(keys))), PARTS_PER_CORE * (task_slots(spark) or 1)
     parts = source.blocks(units, config.read.target_partition_mb * 1_000_000, at_least)
-    shared, vetting = share(spark, (model.files, targets)), config.vetting
+    vetting = config.vetting
+    shared = share(spark, (model.files, targets, lensing.distances(vetting.cosmology)))
     options = source.Options("", window=None, columns=PLANES, max_rows_per_batch=AT_ONCE)
 
     def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        files, its_targets = shared.value
+        files, its_targets, distances = shared.value
         own = Model(files)
-        for batch in batches:
-            rows = _readable(batch.to_pandas()).merge(its_targets, on=KEY)
-            if len(rows):
-                yield source.from_pandas(_measure(rows, own, vetting), MEASURED)
+        for rows in _apart(_readable(batch.to_pandas()).merge(its_targets, on=KEY) for batch in batches):
+            yield source.from_pandas(_measure(rows, own, vetting, distances), MEASURED)
 
     return source.map_files(spark, parts, options, work, MEASURED)
 
@@ -115,7 +114,24 @@ def _readable(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.loc[rows["reason"].isna(), [*KEY, "class", "loglam0", *PLANES]]
 
 
-def _measure(batch: pd.DataFrame, model: Model, vetting: Any) -> pd.DataFrame:
+def _apart(batches: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    """The rows of `batches`: those that are not hits as they come, hits AT_ONCE at a time."""
+    waiting: list[pd.DataFrame] = []
+    for rows in batches:
+        hit = rows["role"] == HIT
+        if not hit.all():
+            yield rows[~hit]
+        # A copy: what stays shall not keep the pixels of the others.
+        waiting.append(rows[hit].assign(**{name: [plane.copy() for plane in rows.loc[hit, name]] for name in PLANES}))
+        if sum(map(len, waiting)) >= AT_ONCE:
+            yield pd.concat(waiting)
+            waiting = []
+    if sum(map(len, waiting)):
+        yield pd.concat(waiting)
+
+
+def _measure(batch: pd.DataFrame, model: Model, vetting: Any, distances: lensing.Distances | None = None
+             ) -> pd.DataFrame:
     """MEASURED of some rows of pixels."""
     batch = batch.reset_index(drop=True)
     out = batch[[name for name in MEASURED.names if name in batch.columns]].copy()
@@ -127,21 +143,19 @@ def _measure(batch: pd.DataFrame, model: Model, vetting: Any) -> pd.DataFrame:
     modelled = ~beside | (batch["class"] == "STAR").to_numpy()
     light = planes["flux"] - np.where(modelled[:, None] & np.isfinite(planes["model"]), planes["model"], 0)
     reach = np.where(beside, vetting.neighbour_max_px, 0.0)
-    out = out.assign(**counterpart(light, good, loglam0, wave, reach))
     hits = np.flatnonzero(batch["role"] == HIT)
-    for name in COLUMNS:
-        out[name] = pd.Series(None, index=out.index, dtype=object if _VETTING[name].type == "string" else float)
+    columns = {name: np.full(len(batch), None if _VETTING[name].type == "string" else np.nan) for name in COLUMNS}
     if len(hits):
         numbers = [batch[name].to_numpy(float)[hits] for name in ("z_lens", "line_wave", "vdisp", "vdisp_err")]
         found = measure.measure_hits(*(planes[name][hits] for name in PLANES), loglam0[hits], *numbers,
                                      basis=model.basis, window=model.window, input_settings=model.input,
-                                     settings=vetting)
+                                     settings=vetting, distances=distances)
         for name, values in found.items():
-            out.loc[hits, name] = values
+            columns[name][hits] = values
     for i in hits[batch["full"].notna()[hits]]:
-        for name, value in _exposures(batch.loc[i], out.at[i, "profile_width"], model, vetting).items():
-            out.at[i, name] = value
-    return out[MEASURED.names]
+        for name, value in _exposures(batch.loc[i], columns["profile_width"][i], model, vetting).items():
+            columns[name][i] = value
+    return out.assign(**counterpart(light, good, loglam0, wave, reach), **columns)[MEASURED.names]
 
 
 def _exposures(hit: pd.Series, width: float, model: Model, vetting: Any) -> dict[str, float]:
