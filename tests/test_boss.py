@@ -330,9 +330,10 @@ def test_only_the_window_is_read_from_a_plate(tmp_path, monkeypatch):
     plate = bf.make_plate(20, 4600)
     bf.write_plate(tmp_path, plate)
     unit, = survey_files(str(tmp_path)).units
-    sizes, pread = [], os.pread
+    sizes, pread, preadv = [], os.pread, os.preadv
     monkeypatch.setattr("lensspark.boss.stream.READ_AT_ONCE_BYTES", 0)
     monkeypatch.setattr(os, "pread", lambda fd, n, offset: sizes.append(n) or pread(fd, n, offset))
+    monkeypatch.setattr(os, "preadv", lambda fd, out, offset: sizes.append(len(out[0])) or preadv(fd, out, offset))
     spectra = read_unit(unit, ("flux", "ivar"), WINDOW)
     np.testing.assert_array_equal(spectra.planes["flux"], plate.planes["flux"][:, 269:269 + 1192])
     headers_and_catalogue = 200_000

@@ -244,11 +244,12 @@ def read_image(unit: HDU, rows: np.ndarray, first: int, stop: int) -> np.ndarray
     if not len(rows) or stop <= first:
         return np.zeros((len(rows), max(stop - first, 0)), dtype.newbyteorder("="))
     if unit.stream.cheap_seeks or len(rows) <= ROWS_BY_SEEK:
-        raw = b"".join(
-            unit.stream.read(unit.data + (int(row) * width + first) * size, (stop - first) * size, number)
-            for row in rows
-        )
-        return native(np.frombuffer(raw, dtype).reshape(len(rows), stop - first))
+        out = np.empty((len(rows), stop - first), dtype)
+        view, nbytes = memoryview(out.view(np.uint8).reshape(-1)), (stop - first) * size
+        for i, row in enumerate(rows.tolist()):
+            start = unit.data + (row * width + first) * size
+            unit.stream.read_into(view[i * nbytes:(i + 1) * nbytes], start, number)
+        return out if dtype.isnative else out.byteswap(inplace=True).view(dtype.newbyteorder("="))
     low, high = int(rows.min()), int(rows.max()) + 1
     raw = unit.stream.read(unit.data + low * width * size, (high - low) * width * size, number)
     return native(np.frombuffer(raw, dtype).reshape(high - low, width)[rows - low, first:stop])

@@ -50,7 +50,8 @@ class Spectra:
 
     def rows(self, rows: np.ndarray) -> Spectra:
         """The spectra of the indices `rows`, without the faults."""
-        return Spectra({name: [values[i] for i in rows] for name, values in self.columns.items()},
+        at = rows.tolist()
+        return Spectra({name: [values[i] for i in at] for name, values in self.columns.items()},
                        {name: values[rows] for name, values in self.planes.items()})
 
 
