@@ -78,6 +78,16 @@ def scorer(model: Model, config: Config) -> Scorer:
     return Scorer(model, engine.engine_for(model, config.score.engine, config.score.precision, config.score.batch_size))
 
 
+def warm() -> None:
+    """Loads the compiled kernels (lensspark.kernels), or compiles them where no search has been made yet: by preparing
+    and measuring a spectrum without light."""
+    model = Model.named("default")
+    zeros = np.zeros((1, model.pixels[1]), np.float32)
+    spectra = prepare(zeros, zeros, zeros.astype(np.int32), np.zeros(1), model.basis, model.input, model.pixels[0])
+    _ = spectra.channels
+    measure_line(spectra, None, np.zeros(1), 1.0)
+
+
 _scorers: dict[tuple, Scorer] = {}  # of this Python worker, by model and engine
 
 

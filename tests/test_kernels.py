@@ -1,5 +1,8 @@
 """The compiled loops against their formulas in double precision."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -85,3 +88,28 @@ def test_without_weight_the_fit_is_zero_and_a_degenerate_one_is_solved():
     found = fit(np.full((2, N_PIX), 6, "f4"), ivar, twins, np.zeros(2, int), np.zeros(2, int), legendre(N_PIX, 1))
     assert not found[0].any()
     np.testing.assert_allclose(found[1], 6.0, rtol=1e-3)
+
+
+def test_a_warm_worker_has_every_kernel_that_a_search_needs():
+    """In a process of its own: this one has searched."""
+    code = """
+import numpy as np
+from lensspark import config, inference, kernels
+from lensspark.model import Model
+
+def loaded():
+    return {name: len(each.signatures) for name, each in vars(kernels).items() if hasattr(each, "signatures")}
+
+settings, model = config.load(), Model.named("default")
+inference.warm()
+warm = loaded()
+rng, n = np.random.default_rng(1), 8
+shape = n, 2 * model.pixels[1]
+planes = rng.normal(5, 1, shape).astype("f4"), np.ones(shape, "f4"), np.zeros(shape, "i4")
+role = np.array(["score", "both", "shifted", "null"] * 2)
+inference.search(inference.scorer(model, settings),
+                 lambda rows, step: [plane[rows, step:step + model.pixels[1]] for plane in planes],
+                 rng.uniform(0.3, 0.7, n), np.full(n, 3.58), role, settings)
+assert any(warm.values()) and loaded() == warm, (warm, loaded())
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -19,7 +19,8 @@ from lensspark.boss.stream import Fault, Stream
 BLOCK = 2880
 EXTENSION = b"XTENSION="
 MAX_HEADER_BYTES = 1000 * BLOCK  # the longest real header (spec files, HDU 2) takes 20 blocks
-CHECK_BYTES = 16000 * BLOCK      # of an HDU whose checksum is verified, in memory at a time
+CHECK_BYTES = 300 * BLOCK        # of an HDU whose checksum is verified, in memory at a time: they fit the core's cache
+REQUEST_BYTES = 16000 * BLOCK    # the same where each piece is a request
 ROWS_BY_SEEK = 16                # remote images: up to this many rows are fetched one by one, more as one span
 BITPIX = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 TFORM = {"L": "S1", "B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8", "C": ">c8", "M": ">c16",
@@ -95,9 +96,9 @@ class HDU:
         datasum, checksum = self.header.get("DATASUM"), self.header.get("CHECKSUM")
         if datasum in (None, "") and checksum in (None, ""):
             return
-        found = 0
-        for offset in range(self.data, self.end, CHECK_BYTES):
-            piece = self.stream.read(offset, min(CHECK_BYTES, self.end - offset), self.number)
+        found, at_once = 0, CHECK_BYTES if self.stream.cheap_seeks else REQUEST_BYTES
+        for offset in range(self.data, self.end, at_once):
+            piece = self.stream.read(offset, min(at_once, self.end - offset), self.number)
             found = ones_complement_sum(piece, found)
         if datasum not in (None, "") and int(datasum) != found:
             raise Fault(f"DATASUM is {datasum}, but the data sum to {found}", self.number)
