@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import zipfile
+import zipimport
 from pathlib import Path
 
 import numpy as np
@@ -255,3 +256,11 @@ def test_progress_tells_of_running_tasks_and_stops(spark, caplog):
     told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("sleep: ")]
     assert told and all(line.endswith("of 4 tasks") for line in told)
     assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
+
+
+def test_workers_look_into_no_archive(spark):
+    """Each task would begin with reading it anew."""
+    def zips(_):
+        return [str(one) for one in sys.path_importer_cache.values() if isinstance(one, zipimport.zipimporter)]
+
+    assert spark.sparkContext.parallelize([0], 1).map(zips).collect() == [[]]
