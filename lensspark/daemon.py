@@ -32,6 +32,7 @@ M_MMAP_THRESHOLD = -3  # mallopt(3)
 if __name__ == "__main__":
     with suppress(OSError, AttributeError):  # glibc alone has it
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2 << 20)  # a plate's pixels go back to the system when searched
-    inference.warm()
+    with suppress(Exception):  # what is wrong with it, the task that needs it tells
+        inference.warm()
     gc.freeze()  # what the workers share stays shared: the collector does not write into it
     pyspark.daemon.manager()
