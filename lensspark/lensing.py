@@ -29,7 +29,7 @@ class Distances(NamedTuple):
 
 
 @functools.cache
-def distances(cosmology: str = "Planck15") -> Distances:
+def distances(cosmology: str) -> Distances:
     """Those of one of astropy's cosmologies. Importing these takes a second and 50 MB: workers are sent the result.
 
     Raises ValueError if astropy knows no such cosmology.

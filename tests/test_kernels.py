@@ -1,5 +1,6 @@
 """The compiled loops against their formulas in double precision."""
 
+import json
 import subprocess
 import sys
 
@@ -93,6 +94,7 @@ def test_without_weight_the_fit_is_zero_and_a_degenerate_one_is_solved():
 def test_a_warm_worker_has_every_kernel_that_a_search_needs():
     """In a process of its own: this one has searched."""
     code = """
+import json
 import numpy as np
 from lensspark import config, inference, kernels
 from lensspark.model import Model
@@ -110,6 +112,8 @@ role = np.array(["score", "both", "shifted", "null"] * 2)
 inference.search(inference.scorer(model, settings),
                  lambda rows, step: [plane[rows, step:step + model.pixels[1]] for plane in planes],
                  rng.uniform(0.3, 0.7, n), np.full(n, 3.58), role, settings)
-assert any(warm.values()) and loaded() == warm, (warm, loaded())
+print(json.dumps([warm, loaded()]))
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    warm, searched = json.loads(done.stdout)
+    assert any(warm.values()) and searched == warm

@@ -7,6 +7,7 @@ hits is lensspark.measure's; in the others the counterpart of the hit's line is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -121,12 +122,13 @@ def _apart(batches: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         hit = rows["role"] == HIT
         if not hit.all():
             yield rows[~hit]
-        # A copy: what stays shall not keep the pixels of the others.
-        waiting.append(rows[hit].assign(**{name: [plane.copy() for plane in rows.loc[hit, name]] for name in PLANES}))
+        if hit.any():  # copied: what stays shall not keep the pixels of the others
+            own = rows[hit]
+            waiting.append(own.assign(**{name: list(map(copy, own[name])) for name in PLANES}))
         if sum(map(len, waiting)) >= AT_ONCE:
             yield pd.concat(waiting)
             waiting = []
-    if sum(map(len, waiting)):
+    if waiting:
         yield pd.concat(waiting)
 
 
