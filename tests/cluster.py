@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import socket
+import re
 import subprocess
 import sys
 import time
@@ -21,9 +21,9 @@ from lensspark.java import find_java
 class Cluster:
     """`url` for --master; the processes, so that a test can kill one (the master is the first)."""
 
-    url: str
-    status_url: str
     folder: Path
+    url: str = ""
+    status_url: str = ""
     processes: list[subprocess.Popen] = field(default_factory=list)
     commands: list[tuple[str, ...]] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
@@ -70,10 +70,18 @@ def bare_environment() -> dict[str, str]:
     }
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def said_in(log: Path, pattern: str, process: subprocess.Popen, seconds: float = 90) -> str:
+    """The first group of `pattern` in the log of a starting process. Servers choose their own ports and name them
+    there: a port chosen for them may be another's by the time they bind it.
+
+    Raises RuntimeError with the log's end when it does not come.
+    """
+    end = time.monotonic() + seconds
+    while not (found := re.search(pattern, log.read_text())):
+        if process.poll() is not None or time.monotonic() > end:
+            raise RuntimeError(f"{pattern!r} did not come within {seconds} s in {log}:\n{log.read_text()[-3000:]}")
+        time.sleep(0.3)
+    return found[1]
 
 
 @contextmanager
@@ -83,14 +91,15 @@ def standalone_cluster(
     """A running cluster with one one-core worker per entry of `hosts`; logs and work folders in `folder`. `environment`
     is that of its processes, beside what all have."""
     folder.mkdir(parents=True, exist_ok=True)
-    port, web_port = free_port(), free_port()
-    cluster = Cluster(f"spark://127.0.0.1:{port}", f"http://127.0.0.1:{web_port}/json/", folder,
-                      environment=environment)
+    cluster = Cluster(folder, environment=environment)
     try:
         cluster.start(
-            "master", "org.apache.spark.deploy.master.Master",
-            "--host", "127.0.0.1", "--port", str(port), "--webui-port", str(web_port),
+            "master", "org.apache.spark.deploy.master.Master", "--host", "127.0.0.1", "--port", "0", "--webui-port", "0"
         )
+        log, master = folder / "master.log", cluster.processes[0]
+        cluster.url = said_in(log, r"Starting Spark master at (spark://\S+)", master)
+        web_port = said_in(log, r"'MasterUI' on port (\d+)", master)
+        cluster.status_url = f"http://127.0.0.1:{web_port}/json/"
         for number, host in enumerate(hosts):
             cluster.start(
                 f"worker{number}", "org.apache.spark.deploy.worker.Worker", "--host", host, "--webui-port", "0",
