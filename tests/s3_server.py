@@ -2,11 +2,12 @@
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
+import tempfile
+from pathlib import Path
+
+from cluster import said_in
 
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ALLOW_HTTP": "true"}
@@ -17,34 +18,22 @@ def server():
     """The environment in which fsspec, delta-rs and boto find the server; it is this process's until the end."""
     import fsspec
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    names = KEYS | {"AWS_ENDPOINT_URL": url, "FSSPEC_S3_ENDPOINT_URL": url}
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(names)
-    fsspec.config.set_conf_env(fsspec.config.conf)
-    try:
-        _wait(url, process)
-        yield names
-    finally:
-        process.kill()
-        process.wait()
-        fsspec.config.conf.pop("s3", None)
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def _wait(url, process):
-    end = time.monotonic() + 60
-    while True:
+    with contextlib.ExitStack() as ending:
+        log = Path(ending.enter_context(tempfile.TemporaryDirectory())) / "s3.log"
+        with open(log, "wb") as said:
+            process = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],
+                                       stdout=said, stderr=said)
+        ending.callback(process.wait)
+        ending.callback(process.kill)
+        url = said_in(log, r"Running on (http://\S+)", process)
+        names = KEYS | {"AWS_ENDPOINT_URL": url, "FSSPEC_S3_ENDPOINT_URL": url}
+        before = {name: os.environ.get(name) for name in names}
+        os.environ.update(names)
+        fsspec.config.set_conf_env(fsspec.config.conf)
         try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            assert process.poll() is None and time.monotonic() < end, "the S3 server did not start"
-            time.sleep(0.1)
+            yield names
+        finally:
+            fsspec.config.conf.pop("s3", None)
+            fsspec.get_filesystem_class("s3").clear_instance_cache()
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
