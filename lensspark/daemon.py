@@ -27,11 +27,15 @@ import pyspark.daemon  # noqa: E402
 
 from lensspark import inference, kernels, profile  # noqa: E402, F401
 
-M_MMAP_THRESHOLD = -3  # mallopt(3)
+# mallopt(3): memory is taken from the system in pieces of their own from so many bytes on, and given back where so many
+# are free at the heap's end. Of less, each batch would take its arrays' pages anew: a fifth of a worker's time.
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
+KEPT = 32 << 20
 
 if __name__ == "__main__":
     with suppress(OSError, AttributeError):  # glibc alone has it
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2 << 20)  # a plate's pixels go back to the system when searched
+        for _parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+            ctypes.CDLL(None).mallopt(_parameter, KEPT)
     with suppress(Exception):  # what is wrong with it, the task that needs it tells
         inference.warm()
     gc.freeze()  # what the workers share stays shared: the collector does not write into it

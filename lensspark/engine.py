@@ -44,20 +44,28 @@ def engine_for(model: Model, name: str = "auto", precision: str = "f32", batch_s
     """A function from network input (n, n_channels, n_pix) float32 to p_line (n,) and heat (n, n_cells), float64.
 
     p_line is the score, 0-1; heat is the probability that the line is in each cell of n_pix / n_cells pixels. The
-    input is cut into calls of `batch_size`, the last one filled up to a multiple of FILL rows; every row's result is
-    independent of the others'.
+    input is cut into calls of `batch_size`, each filled up to a multiple of FILL rows; every row's result is independent
+    of the others'.
     """
     make = {"openvino": _openvino, "tensorflow": _tensorflow}[choose(name)]
     score = make(model, "f32" if precision == "auto" else precision)  # who searches has resolved auto (gate.precision)
 
     def run(channels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        n = len(channels)
-        filled = np.concatenate([channels, np.zeros((-n % FILL or FILL * (not n), *channels.shape[1:]), np.float32)])
-        parts = [score(filled[i : i + batch_size]) for i in range(0, len(filled), batch_size)]
-        line, heat = (np.concatenate(values)[:n] for values in zip(*parts, strict=True))
+        parts = []
+        for first in range(0, len(channels) or 1, batch_size):
+            piece = channels[first : first + batch_size]
+            parts.append([values[: len(piece)] for values in score(_filled(piece))])
+        line, heat = (np.concatenate(values) for values in zip(*parts, strict=True))
         return _sigmoid(line), _sigmoid(heat)
 
     return run
+
+
+def _filled(channels: np.ndarray) -> np.ndarray:
+    """`channels` and rows of zeros after them, so that there are a multiple of FILL."""
+    n = len(channels)
+    missing = -n % FILL or FILL * (not n)
+    return np.concatenate([channels, np.zeros((missing, *channels.shape[1:]), np.float32)]) if missing else channels
 
 
 def has_bf16(name: str = "auto") -> bool:

@@ -7,7 +7,7 @@ functions: selected, prepare, engine, measure_line.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -194,11 +194,22 @@ def search(score_batch: Scorer, planes: Callable[[np.ndarray, int], Sequence[np.
     found, scorable = {name: np.full(n, np.nan) for name in _NUMBERS}, np.zeros(n, bool)
     asked: list[tuple[dict[str, str], np.ndarray, np.ndarray, Prepared]] = []
 
-    def measured(spectra: Prepared, start: np.ndarray, p_line: np.ndarray, heat: np.ndarray | None
-                 ) -> dict[str, np.ndarray]:
+    def measure(spectra: Prepared, start: np.ndarray, p_line: np.ndarray, heat: np.ndarray | None,
+                goes: Iterable[tuple[dict[str, str], np.ndarray]]) -> None:
         line = measure_line(spectra, heat, start, config.vetting.line_hits_snr)
         line["p_line"] = ranked(p_line, line["line_snr"])
-        return {name: np.where(spectra.scorable, value, np.nan) for name, value in line.items()}
+        first = 0
+        for columns, its in goes:
+            at = slice(first, first := first + len(its))
+            for column, name in columns.items():
+                found[column][its] = np.where(spectra.scorable[at], line[name][at], np.nan)
+
+    def ask() -> None:
+        if asked:
+            columns, its, starts, sets = zip(*asked, strict=True)
+            spectra = Prepared.together(sets)
+            measure(spectra, np.concatenate(starts), *score_batch.run(spectra.channels), zip(columns, its, strict=True))
+            asked.clear()
 
     for first in range(0, n, AT_ONCE):
         rows = np.arange(first, min(first + AT_ONCE, n))
@@ -212,20 +223,12 @@ def search(score_batch: Scorer, planes: Callable[[np.ndarray, int], Sequence[np.
             seen.append((_SHIFTED, away, redwards, n_pix))
         for columns, its, spectra, step in seen:
             start = loglam0[its] + step * DLOGLAM
-            line = measured(spectra, start, np.zeros(len(its)), None)
-            for column, name in columns.items():
-                found[column][its] = line[name]
+            measure(spectra, start, np.zeros(len(its)), None, [(columns, its)])
             bright = spectra.scorable & (spectra.snr.max(axis=1) >= least)
             asked.append((columns, its[bright], start[bright], spectra[bright]))
-    if asked:
-        _, _, starts, sets = zip(*asked, strict=True)
-        spectra = Prepared.together(sets)
-        line = measured(spectra, np.concatenate(starts), *score_batch.run(spectra.channels))  # all in one call
-    first = 0
-    for columns, its, _, _ in asked:
-        for column, name in columns.items():
-            found[column][its] = line[name][first:first + len(its)]
-        first += len(its)
+        if sum(len(its) for _, its, _, _ in asked) >= AT_ONCE:
+            ask()
+    ask()
     for column, name in _NULL.items():
         found[column] = np.where(role == "null", found[name], found[column])
     for column in _LINE:
