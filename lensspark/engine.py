@@ -44,8 +44,8 @@ def engine_for(model: Model, name: str = "auto", precision: str = "f32", batch_s
     """A function from network input (n, n_channels, n_pix) float32 to p_line (n,) and heat (n, n_cells), float64.
 
     p_line is the score, 0-1; heat is the probability that the line is in each cell of n_pix / n_cells pixels. The
-    input is cut into calls of `batch_size`, each filled up to a multiple of FILL rows; every row's result is independent
-    of the others'.
+    input is cut into calls of `batch_size`, each filled up to a multiple of FILL rows; every row's result is
+    independent of the others'.
     """
     make = {"openvino": _openvino, "tensorflow": _tensorflow}[choose(name)]
     score = make(model, "f32" if precision == "auto" else precision)  # who searches has resolved auto (gate.precision)

@@ -55,14 +55,20 @@ def usable(ivar: np.ndarray, mask: np.ndarray, bad_pixel: np.int32, bad_fibre: n
 
 
 @_compiled
+def _filter(padded, kernel, out):
+    """`out` (n_pix) becomes `padded`, which has half a kernel more on each side, seen through `kernel`."""
+    out[:] = 0.0
+    for k in range(len(kernel)):
+        for p in range(len(out)):
+            out[p] += kernel[k] * padded[p + k]
+
+
+@_compiled
 def _correlate(values, kernel, out, padded):
     half, n_pix = len(kernel) // 2, values.shape[1]
     for row in range(len(values)):
         padded[half:half + n_pix] = values[row]
-        out[row] = 0.0
-        for k in range(len(kernel)):
-            for p in range(n_pix):
-                out[row, p] += kernel[k] * padded[p + k]
+        _filter(padded, kernel, out[row])
 
 
 def correlate(values: np.ndarray, kernel: np.ndarray) -> np.ndarray:
@@ -71,6 +77,27 @@ def correlate(values: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     out = np.empty_like(rows)
     _correlate(rows, kernel.astype(np.float32), out, np.zeros(rows.shape[1] + len(kernel) - 1, np.float32))
     return out.reshape(values.shape)
+
+
+@_compiled
+def _matched(flux, model, ivar, weight, kernel, tiny, signal, snr, padded):
+    half, n_pix = len(kernel) // 2, flux.shape[1]
+    for row in range(len(flux)):
+        for p in range(n_pix):
+            padded[half + p] = (flux[row, p] - model[row, p]) * ivar[row, p]
+        _filter(padded, kernel, signal[row])
+        for p in range(n_pix):
+            snr[row, p] = signal[row, p] / np.sqrt(max(weight[row, p], tiny))
+
+
+def matched(flux: np.ndarray, model: np.ndarray, ivar: np.ndarray, weight: np.ndarray, kernel: np.ndarray,
+            tiny: np.float32) -> tuple[np.ndarray, np.ndarray]:
+    """(flux - model) ivar correlated with `kernel`, and that over the root of `weight`, which is at least `tiny`; all
+    of them (n, n_pix)."""
+    signal, snr = np.empty_like(flux), np.empty_like(flux)
+    _matched(flux, model, ivar, weight, kernel, tiny, signal, snr,
+             np.zeros(flux.shape[1] + len(kernel) - 1, np.float32))
+    return signal, snr
 
 
 @_compiled
@@ -149,8 +176,8 @@ def _fit_all(flux, ivar, weight, vectors, phase, start, poly, kernel, passes, cl
     design, weighted = np.zeros((k + n_poly, n_pix), np.float32), np.empty((k + n_poly, n_pix), np.float32)
     design[k:] = poly
     normal, right = np.empty((k + n_poly, k + n_poly)), np.empty(k + n_poly)
-    residual, found = np.empty((1, n_pix), np.float32), np.empty((1, n_pix), np.float32)
-    padded, kept = np.zeros(n_pix + len(kernel) - 1, np.float32), np.empty(n_pix, np.float32)
+    padded, found = np.zeros(n_pix + len(kernel) - 1, np.float32), np.empty(n_pix, np.float32)
+    kept, half = np.empty(n_pix, np.float32), len(kernel) // 2
     for row in range(n):
         begin = start[row]
         first, last = min(max(-begin, 0), n_pix), max(min(size - begin, n_pix), 0)
@@ -163,12 +190,12 @@ def _fit_all(flux, ivar, weight, vectors, phase, start, poly, kernel, passes, cl
         _fit(design, weighted, flux[row], kept, normal, right, model[row])
         for _ in range(passes - 1):
             for p in range(n_pix):
-                residual[0, p] = (flux[row, p] - model[row, p]) * ivar[row, p]
-            _correlate(residual, kernel, found, padded)
+                padded[half + p] = (flux[row, p] - model[row, p]) * ivar[row, p]
+            _filter(padded, kernel, found)
             changed = False
             for p in range(n_pix):
                 limit = clip * np.sqrt(weight[row, p])
-                value = np.float32(0) if abs(found[0, p]) > limit else ivar[row, p]
+                value = np.float32(0) if abs(found[p]) > limit else ivar[row, p]
                 changed |= value != kept[p]
                 kept[p] = value
             if not changed:

@@ -81,8 +81,8 @@ def _centre(prepared: Prepared, peak: np.ndarray) -> np.ndarray:
     at = peak[:, None] + np.arange(-half, half + 1)
     inside, at = (at >= 0) & (at < prepared.ivar.shape[1]), np.clip(at, 0, prepared.ivar.shape[1] - 1)
     rows = np.arange(len(peak))
-    residual, ivar = prepared.residual[rows[:, None], at], prepared.ivar[rows[:, None], at] * inside
-    snr = matched_filter.snr(residual, ivar, PLACE_SIGMA).astype(np.float64)
+    flux, model, ivar = (plane[rows[:, None], at] for plane in (prepared.flux, prepared.model, prepared.ivar))
+    snr = matched_filter.snr(flux - model, ivar * inside, PLACE_SIGMA).astype(np.float64)
     near = np.where(inside, snr, -np.inf)[:, half - PLACE_PX:half + PLACE_PX + 1].argmax(axis=1) + half - PLACE_PX
     return peak + near - half + _parabola(*(snr[rows, near + step] for step in (-1, 0, 1)))
 

@@ -10,6 +10,7 @@ from functools import cache
 
 import numpy as np
 
+from lensspark import kernels
 from lensspark.kernels import correlate
 
 CLASSICAL_SIGMA = 2.2  # px; Shu et al. 2016
@@ -36,6 +37,13 @@ def weight(ivar: np.ndarray, sigma: float = CLASSICAL_SIGMA) -> np.ndarray:
 def signal(weighted: np.ndarray, sigma: float = CLASSICAL_SIGMA) -> np.ndarray:
     """`weighted`, residual times ivar (..., n_pix), seen through the filter: the flux of a line times its `weight`."""
     return correlate(weighted, kernel(sigma))
+
+
+def matched(flux: np.ndarray, model: np.ndarray, ivar: np.ndarray, weight: np.ndarray
+            ) -> tuple[np.ndarray, np.ndarray]:
+    """`signal` and `significance` (n, n_pix) of flux - model in the classical filter, whose `weight` is at hand; all
+    float32, flux finite."""
+    return kernels.matched(flux, model, ivar, weight, kernel(CLASSICAL_SIGMA), TINY)
 
 
 def amplitude(residual: np.ndarray, ivar: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:

@@ -60,14 +60,18 @@ class Prepared:
         return (self.flux - self.model) * (self.ivar > 0)
 
     @cached_property
+    def _matched(self) -> tuple[np.ndarray, np.ndarray]:
+        return matched_filter.matched(self.flux, self.model, self.ivar, self.weight)
+
+    @property
     def signal(self) -> np.ndarray:
         """matched_filter.signal of the residual, in the classical filter."""
-        return matched_filter.signal(self.residual * self.ivar)
+        return self._matched[0]
 
-    @cached_property
+    @property
     def snr(self) -> np.ndarray:
         """Matched-filter S/N in the classical filter."""
-        return matched_filter.significance(self.signal, self.weight)
+        return self._matched[1]
 
     @cached_property
     def channels(self) -> np.ndarray:
