@@ -25,10 +25,10 @@ def training_curves(history: list[dict[str, Any]], path: str | Path) -> None:
         left.plot(epochs, [entry[key] for entry in history], "o-", ms=3, label=label)
     left.set(xlabel="epoch", ylabel="loss of p_line", yscale="log")
     for key in ("accuracy", "completeness"):
-        right.plot(epochs, [entry[key] for entry in history], "o-", ms=3, label=f"{key}, held-out plates")
-    right.set(xlabel="epoch", ylabel="at p_line > 0.5")
+        right.plot(epochs, [entry[key] for entry in history], "o-", ms=3, label=key)
+    right.set(xlabel="epoch", ylabel="held-out plates, p_line > 0.5")
     for axes in (left, right):
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)  # above: no curve is there
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.savefig(path, dpi=120)
 
