@@ -11,7 +11,6 @@ from functools import cache
 import numpy as np
 
 from lensspark import kernels
-from lensspark.kernels import correlate
 
 CLASSICAL_SIGMA = 2.2  # px; Shu et al. 2016
 TINY = np.float32(1e-30)  # far below any inverse variance in (1e-17 erg/s/cm2/A)^-2, and no zero
@@ -31,12 +30,12 @@ def kernel(sigma: float) -> np.ndarray:
 def weight(ivar: np.ndarray, sigma: float = CLASSICAL_SIGMA) -> np.ndarray:
     """Inverse variance of the flux of a line of width `sigma` px centred on each pixel; `ivar` (..., n_pix)."""
     k = kernel(sigma)
-    return correlate(ivar, k * k)
+    return kernels.correlate(ivar, k * k)
 
 
 def signal(weighted: np.ndarray, sigma: float = CLASSICAL_SIGMA) -> np.ndarray:
     """`weighted`, residual times ivar (..., n_pix), seen through the filter: the flux of a line times its `weight`."""
-    return correlate(weighted, kernel(sigma))
+    return kernels.correlate(weighted, kernel(sigma))
 
 
 def matched(flux: np.ndarray, model: np.ndarray, ivar: np.ndarray, weight: np.ndarray
