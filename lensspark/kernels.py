@@ -80,13 +80,19 @@ def correlate(values: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 @_compiled
+def _signal(flux, model, ivar, kernel, out, padded):
+    """`out` (n_pix) becomes (flux - model) ivar of one spectrum, seen through `kernel`."""
+    half = len(kernel) // 2
+    for p in range(len(flux)):
+        padded[half + p] = (flux[p] - model[p]) * ivar[p]
+    _filter(padded, kernel, out)
+
+
+@_compiled
 def _matched(flux, model, ivar, weight, kernel, tiny, signal, snr, padded):
-    half, n_pix = len(kernel) // 2, flux.shape[1]
     for row in range(len(flux)):
-        for p in range(n_pix):
-            padded[half + p] = (flux[row, p] - model[row, p]) * ivar[row, p]
-        _filter(padded, kernel, signal[row])
-        for p in range(n_pix):
+        _signal(flux[row], model[row], ivar[row], kernel, signal[row], padded)
+        for p in range(flux.shape[1]):
             snr[row, p] = signal[row, p] / np.sqrt(max(weight[row, p], tiny))
 
 
@@ -177,7 +183,7 @@ def _fit_all(flux, ivar, weight, vectors, phase, start, poly, kernel, passes, cl
     design[k:] = poly
     normal, right = np.empty((k + n_poly, k + n_poly)), np.empty(k + n_poly)
     padded, found = np.zeros(n_pix + len(kernel) - 1, np.float32), np.empty(n_pix, np.float32)
-    kept, half = np.empty(n_pix, np.float32), len(kernel) // 2
+    kept = np.empty(n_pix, np.float32)
     for row in range(n):
         begin = start[row]
         first, last = min(max(-begin, 0), n_pix), max(min(size - begin, n_pix), 0)
@@ -189,9 +195,7 @@ def _fit_all(flux, ivar, weight, vectors, phase, start, poly, kernel, passes, cl
         kept[:] = ivar[row]
         _fit(design, weighted, flux[row], kept, normal, right, model[row])
         for _ in range(passes - 1):
-            for p in range(n_pix):
-                padded[half + p] = (flux[row, p] - model[row, p]) * ivar[row, p]
-            _filter(padded, kernel, found)
+            _signal(flux[row], model[row], ivar[row], kernel, found, padded)
             changed = False
             for p in range(n_pix):
                 limit = clip * np.sqrt(weight[row, p])
