@@ -22,7 +22,7 @@ from lensspark.run import Run
 from lensspark.session import task_slots
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import SparkSession
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +48,8 @@ class Block:
         return sum(unit.nbytes for unit in self.units)
 
 
-def score(spark: SparkSession, run: Run, units: Iterable[Unit]) -> tuple[DataFrame, dict[str, Any]]:
-    """schema.SCORED of `units`, of which finished blocks of a killed run are taken up; and what there is to tell."""
+def score(spark: SparkSession, run: Run, units: Iterable[Unit]) -> tuple[list[str], dict[str, Any]]:
+    """The tables (schema.SCORED) of `units`, finished blocks of a killed run among them; and what there is to tell."""
     named = manifest.stamps_of(run.manifest)
     stamps = {unit: named[manifest.key_of(run.manifest, unit)] for unit in units}
     found = finished(run, set(stamps.values()))
@@ -64,7 +64,7 @@ def score(spark: SparkSession, run: Run, units: Iterable[Unit]) -> tuple[DataFra
     records = found | _write(spark, run, todo)
     facts = {"plates": plates, "files": len(stamps), "spectra": sum(r["spectra"] for r in records.values()),
              "blocks": len(records)} | ({"blocks_resumed": len(found)} if found else {})
-    return read(spark, run, sorted(records)), facts
+    return [run.path(f"{SCORED}/{name}") for name in sorted(records)], facts
 
 
 def finished(run: Run, stamps: set[str]) -> dict[str, dict[str, Any]]:
@@ -143,10 +143,3 @@ def write_block(spark: SparkSession, run: Run, block: Block) -> dict[str, Any]:
     if run.progress:
         run.progress.block(block.plates, block.nbytes, record["spectra"])
     return record
-
-
-def read(spark: SparkSession, run: Run, names: list[str]) -> DataFrame:
-    """The rows of the blocks `names`."""
-    if not names:
-        return spark.createDataFrame([], schema.SCORED.struct_type())
-    return store.read(spark, [run.path(f"{SCORED}/{name}") for name in names], schema.SCORED.struct_type())

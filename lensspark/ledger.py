@@ -7,7 +7,7 @@ the JVM: what the cuts say of the few hits is brought to them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 
 import pyarrow as pa
@@ -20,21 +20,35 @@ from lensspark.session import share
 
 KEY = [column.name for column in schema.KEY]
 BY = "plate"  # its folders
+Through = Callable[[source.Work, str], DataFrame]  # what a work makes of all rows, its columns as DDL
 _FIELDS = pa.schema([(column.name, source.ARROW[column.type]) for column in schema.LEDGER.columns])
 
 
-def write(spark: SparkSession, rows: DataFrame, hits: DataFrame, run: Run) -> None:
-    """Writes the ledger of `run`: `rows` (a subset of schema.LEDGER's columns, the others are null), but the hits among
-    them as in `hits` (schema.LEDGER), which fit into memory."""
+def write(spark: SparkSession, through: Through, hits: DataFrame, run: Run) -> None:
+    """Writes the ledger of `run`: every readable row, but the hits among them as in `hits` (schema.LEDGER), which fit
+    into memory.
+
+    through(work, ddl): what `work` makes of the rows, as DataFrame.mapInArrow of a subset of schema.LEDGER's columns
+    (the others are null), or of schema.SCORED, of which the quarantined are left out.
+    """
     judged, threshold, path = share(spark, hits.toArrow()), run.config.score.threshold, run.path("ledger")
     told, written = {"run_id": run.run_id, "model_sha256": run.model_sha256}, store.writer(path, BY)
 
     def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         table = judged.value
         places = {key: i for i, key in enumerate(zip(*(table[name].to_pylist() for name in KEY), strict=True))}
-        return written(with_verdicts(rows, table, places, threshold, told) for rows in plates(batches))
+        rows = plates(readable(batch) for batch in batches)
+        return written(with_verdicts(same, table, places, threshold, told) for same in rows)
 
-    store.finish(rows.mapInArrow(work, store.FILES.ddl), path)
+    store.finish(through(work, store.FILES.ddl), path)
+
+
+def readable(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """`rows` without the quarantined ones, and without the columns that tell them."""
+    fault = [column.name for column in schema.FAULT]
+    if fault[-1] not in rows.schema.names:
+        return rows
+    return rows.filter(pc.is_null(rows["reason"])).select([name for name in rows.schema.names if name not in fault])
 
 
 def plates(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:

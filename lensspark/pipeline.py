@@ -13,6 +13,7 @@ import pandas as pd
 
 from lensspark import blocks, catalogue, delta, gate, inference, ledger, manifest, report, schema, store, vetting
 from lensspark.config import Config
+from lensspark.ledger import Through
 from lensspark.lines import source_redshift
 from lensspark.model import Model
 from lensspark.progress import line
@@ -64,7 +65,8 @@ def predict(spark: SparkSession, run: Run) -> int:
                 run.manifest = run.manifest.joined()
                 facts["catalogues"] = len(run.manifest.survey.catalogues)
         with run.stage("score") as facts:
-            scored, told = score(spark, run)
+            tables, told = score(spark, run)
+            scored = store.read(spark, tables, schema.SCORED.struct_type())
             facts |= told
         with run.stage("measure") as facts:
             measured = measure(spark, scored, run)
@@ -74,21 +76,23 @@ def predict(spark: SparkSession, run: Run) -> int:
             write_quarantine(scored.where("reason IS NOT NULL"), run)
             rows = scored.where("reason IS NULL").drop("reason", "hdu")
             hits = evidence.attach(rows.where(measuring.is_hit(run.config)), measured)
-            funnel = write_verdicts(spark, rows, hits, run)
+            through = partial(store.map_rows, spark, tables, schema.SCORED.struct_type())
+            written, funnel = write_verdicts(spark, rows, hits, run, through)
             facts |= funnel["counts"]
         run.manifest.write(run.path(manifest.NAME))
-        return publish(spark, run, funnel)
+        return publish(spark, run, written, funnel)
 
 
-def score(spark: SparkSession, run: Run) -> tuple[DataFrame, dict[str, Any]]:
-    """schema.SCORED of the whole survey, and what there is to tell; files that the former run knows are not read."""
+def score(spark: SparkSession, run: Run) -> tuple[list[str], dict[str, Any]]:
+    """The tables (schema.SCORED) of the survey, and what there is to tell; what the former run knows is not read."""
     if run.former is None:
         return blocks.score(spark, run, run.manifest.survey.units)
     found = manifest.changes(run.former, run.manifest)
     todo = [unit for unit in run.manifest.survey.units if manifest.key_of(run.manifest, unit) not in found.same]
     run.facts["incremental"] = {"former_run_id": finished_card(run.out)["run_id"], **found.counts}
-    scored, facts = blocks.score(spark, run, todo)
-    return scored.unionByName(carried(spark, run, found)), facts | found.counts
+    tables, facts = blocks.score(spark, run, todo)
+    store.write(carried(spark, run, found), run.path("_carried"))
+    return [*tables, run.path("_carried")], facts | found.counts
 
 
 def carried(spark: SparkSession, run: Run, found: manifest.Changes) -> DataFrame:
@@ -133,25 +137,26 @@ def keep(spark: SparkSession, run: Run, df: DataFrame, name: str) -> DataFrame:
     return store.read(spark, run.path(f"_{name}"), df.schema)
 
 
-def write_verdicts(spark: SparkSession, rows: DataFrame, hits: DataFrame, run: Run) -> dict[str, Any]:
-    """Gathers the evidence for `hits`, cuts, writes ledger and overdensity; the funnel.
+def write_verdicts(spark: SparkSession, rows: DataFrame, hits: DataFrame, run: Run, through: Through
+                   ) -> tuple[DataFrame, dict[str, Any]]:
+    """Gathers the evidence for `hits`, cuts, writes ledger and overdensity; the ledger and the funnel.
 
-    rows: every readable spectrum, scored; hits: those of them that are hits, with what was measured of them.
+    rows: every readable spectrum, scored; hits: those of them that are hits, with what was measured of them; through:
+    as `rows`.mapInArrow (ledger.write).
     """
     present = [name for name in schema.VETTING_NAMES if name in hits.columns and name not in evidence.COLUMNS]
     found = evidence.gather(rows, hits.select(*measuring.KEY, *present), run.known_lenses, run.config,
                             partial(keep, spark, run))
     write_overdensity(run, found.overdensity)
-    write_ledger(spark, rows, evidence.attach(hits, found.hits), run)
-    written = store.read(spark, run.path("ledger"), schema.LEDGER.struct_type())
+    written = write_ledger(spark, evidence.attach(hits, found.hits), run, through)
     quarantine = store.read(spark, run.path("quarantine"), schema.QUARANTINE.struct_type())
     ranges = evidence.overdensity_ranges(found.overdensity, run.config.vetting.overdensity_bin_px)
-    return vetting.funnel(written, run.config, quarantine.count()) | {"nulls": found.nulls, "overdensity": ranges}
+    funnel = vetting.funnel(written, run.config, quarantine.count())
+    return written, funnel | {"nulls": found.nulls, "overdensity": ranges}
 
 
-def publish(spark: SparkSession, run: Run, funnel: dict[str, Any]) -> int:
-    """Candidates, report and run card of a vetted run; the exit code."""
-    rows = store.read(spark, run.path("ledger"), schema.LEDGER.struct_type())
+def publish(spark: SparkSession, run: Run, rows: DataFrame, funnel: dict[str, Any]) -> int:
+    """Candidates, report and run card of a vetted run, whose ledger is `rows`; the exit code."""
     with run.stage("publish") as facts:
         table = catalogue.candidates(rows).toPandas()
         made = run.path("").rstrip("/")
@@ -170,14 +175,18 @@ def write_quarantine(faults: DataFrame, run: Run) -> None:
     store.write(schema.QUARANTINE.conform(faults).coalesce(1), run.path("quarantine"))
 
 
-def write_ledger(spark: SparkSession, rows: DataFrame, hits: DataFrame, run: Run) -> None:
-    """Vets `hits`, those of `rows` with all that the cuts read, and writes the ledger, partitioned by plate."""
+def write_ledger(spark: SparkSession, hits: DataFrame, run: Run, through: Through) -> DataFrame:
+    """Vets `hits`, with all that the cuts read, and writes the ledger, partitioned by plate; the ledger.
+
+    through: as mapInArrow of all rows (ledger.write).
+    """
     from pyspark.sql import functions as F
 
     vetted = vetting.vet(hits, run.config).withColumns({
         "run_id": F.lit(run.run_id), "model_sha256": F.lit(run.model_sha256),
         "z_source": source_redshift(F.col("line_wave"))})
-    ledger.write(spark, rows, schema.LEDGER.conform(vetted), run)
+    ledger.write(spark, through, schema.LEDGER.conform(vetted), run)
+    return store.read(spark, run.path("ledger"), schema.LEDGER.struct_type())
 
 
 def write_overdensity(run: Run, table: pd.DataFrame) -> None:

@@ -97,9 +97,10 @@ def recut(spark: SparkSession, run: Run, parent: str) -> int:
             if run.grades is not None:
                 rows = graded(rows, run.grades)
             rows = identified(rows, run.config.vetting.min_p_identity).drop("is_hit")
-            funnel = pipeline.write_verdicts(spark, rows, rows.where(measuring.is_hit(run.config)), run)
+            hits = rows.where(measuring.is_hit(run.config))
+            written, funnel = pipeline.write_verdicts(spark, rows, hits, run, rows.mapInArrow)
             facts |= funnel["counts"]
-        return pipeline.publish(spark, run, funnel)
+        return pipeline.publish(spark, run, written, funnel)
 
 
 def _read(spark: SparkSession, parent: str, table: schema.Table, name: str) -> DataFrame:

@@ -58,7 +58,7 @@ def test_files_read_back_identical(tmp_path, spectra, layout):
 
 def test_files_satisfy_the_fits_standard(tmp_path, spectra):
     few = {name: values[:2] for name, values in spectra.items()}
-    pairs = [*files.plate_files(few), *files.lite_files(few, checksum=True)]
+    pairs = [*files.plate_files(few, checksum=True), *files.lite_files(few, checksum=True)]
     pairs += [(files.PLATELIST_PATH, files.platelist(few)), (files.SPALL_PATH, files.spall(few))]
     write(tmp_path, pairs)
     with warnings.catch_warnings():

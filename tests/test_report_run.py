@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from test_report import Page
 
-from lensspark import catalogue, config, inference, pipeline, report, schema, source, store
+from lensspark import catalogue, config, inference, pipeline, report, schema, source
 from lensspark.boss import read_unit, survey_files
 from lensspark.eigen import DLOGLAM
 from lensspark.mock import files, observe_plate
@@ -45,9 +45,9 @@ def ledger(spark, run):
     spectra = spark.read.format("boss").options(**inference.reading(run.model, run.config)).load(run.spectra)
     scored = inference.score(spectra, run.model, run.config)
     rows = scored.where("reason IS NULL").drop("reason", "hdu")
-    pipeline.write_ledger(spark, rows, rows.where(measuring.is_hit(run.config)), run)
+    written = pipeline.write_ledger(spark, rows.where(measuring.is_hit(run.config)), run, rows.mapInArrow)
     pipeline.write_overdensity(run, pd.DataFrame(columns=schema.OVERDENSITY.names))
-    return store.read(spark, run.path("ledger"), schema.LEDGER.struct_type())
+    return written
 
 
 @pytest.fixture(scope="module")

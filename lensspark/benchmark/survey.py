@@ -85,7 +85,7 @@ def _write_version(zbest: Path, target: Path, run2d: str) -> None:
     content = io.BytesIO()
     with fits.open(zbest) as hdus:
         hdus[1].data["RUN2D"], hdus[2].data = run2d, np.zeros_like(hdus[2].data)
-        hdus.writeto(content, checksum=True)
+        hdus.writeto(content)
         head = hdus[2].fileinfo()["datLoc"]
     partial = target.with_suffix(".part")
     partial.write_bytes(content.getbuffer()[:head])

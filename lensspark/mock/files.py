@@ -54,8 +54,11 @@ def lite_path(plate: int, mjd: int, fiberid: int) -> str:
 SPALL_PATH, PLATELIST_PATH = f"{RUN2D}/spAll-{RUN2D}.fits", f"{RUN2D}/platelist.fits"
 
 
-def plate_files(spectra: Spectra) -> Iterator[tuple[str, bytes]]:
-    """(path, bytes) of a plate's spPlate and spZbest; row i of `spectra` must be fibre i + 1."""
+def plate_files(spectra: Spectra, checksum: bool = False) -> Iterator[tuple[str, bytes]]:
+    """(path, bytes) of a plate's spPlate and spZbest; row i of `spectra` must be fibre i + 1.
+
+    checksum: whether the spZbest has them, for which readers must read all of its models; real ones have none.
+    """
     if not np.array_equal(spectra["fiberid"], np.arange(1, len(spectra["fiberid"]) + 1)):
         raise ValueError(f"fiberids {spectra['fiberid'][:3]} ...: expected 1, 2, 3, ... for an spPlate")
     plate, mjd, header = int(spectra["plate"][0]), int(spectra["mjd"][0]), _primary(spectra)
@@ -64,7 +67,7 @@ def plate_files(spectra: Spectra) -> Iterator[tuple[str, bytes]]:
     grid = fits.Header([(key, header[key]) for key in ("COEFF0", "COEFF1")])
     model = fits.ImageHDU(spectra["model"], grid)
     yield spzbest_path(plate, mjd), b"".join(
-        _hdu(hdu, checksum=True) for hdu in (fits.PrimaryHDU(header=header), table, model))
+        _hdu(hdu, checksum) for hdu in (fits.PrimaryHDU(header=header), table, model))
 
 
 def lite_files(spectra: Spectra, checksum: bool = False) -> Iterator[tuple[str, bytes]]:
