@@ -19,7 +19,7 @@ from lensspark.run import Run
 from lensspark.session import share
 
 KEY = [column.name for column in schema.KEY]
-BY = "plate"  # its folders
+BY, ONE_PLATE = "plate", ("plate", "mjd", "run2d")  # its folders; what is sorted and written at once
 Through = Callable[[source.Work, str], DataFrame]  # what a work makes of all rows, its columns as DDL
 _FIELDS = pa.schema([(column.name, source.ARROW[column.type]) for column in schema.LEDGER.columns])
 
@@ -52,8 +52,8 @@ def readable(rows: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def plates(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """The rows of each run of one plate, however the batches cut it."""
-    for _, same in itertools.groupby(store.runs(batches, BY), itemgetter(0)):
+    """The rows of each run of one plate, observed in one night and reduced once, however the batches cut it."""
+    for _, same in itertools.groupby(store.runs(batches, *ONE_PLATE), itemgetter(0)):
         yield pa.concat_tables([table for _, table in same])
 
 
@@ -73,7 +73,8 @@ def with_verdicts(rows: pa.Table, hits: pa.Table, places: dict[tuple, int], thre
     if keys:
         theirs = hits.take([places[tuple(key.values())] for key in keys])
         made = pa.concat_tables([made, _conform({name: theirs[name] for name in theirs.column_names}, len(keys))])
-    (batch,) = made.sort_by([(name, "ascending") for name in KEY]).combine_chunks().to_batches()
+    order = pc.sort_indices(made, sort_keys=[(name, "ascending") for name in KEY])
+    (batch,) = made.take(order).combine_chunks().to_batches()
     return batch
 
 

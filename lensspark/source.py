@@ -253,17 +253,22 @@ class BossReader(DataSourceReader):
         return batches(partition.units, self.options)
 
 
-def blocks(units: tuple[Unit, ...], target_bytes: int, at_least: int) -> list[tuple[Unit, ...]]:
-    """`units` in order, cut into runs of about equal bytes, `target_bytes` or less, give or take a file.
+def _nbytes(unit: Unit) -> int:
+    return unit.nbytes + 1000  # opening costs something too
+
+
+def blocks(units: tuple[Unit, ...], target: int, at_least: int, weight: Callable[[Unit], int] = _nbytes
+           ) -> list[tuple[Unit, ...]]:
+    """`units` in order, cut into runs of about equal weight, in bytes: `target` or less, give or take a file.
 
     There are at least `at_least` blocks of files alike, or one per file where there are fewer; a file that outweighs
     several blocks' share is one block alone. No block is empty.
     """
     if not units:
         return [()]
-    weight = np.array([unit.nbytes + 1000 for unit in units], float)  # opening costs something too
-    n = min(max(math.ceil(weight.sum() / target_bytes), at_least), len(units))
-    block = ((weight.cumsum() - weight / 2) / weight.sum() * n).astype(int)
+    weights = np.array([weight(unit) for unit in units], float)
+    n = min(max(math.ceil(weights.sum() / target), at_least), len(units))
+    block = ((weights.cumsum() - weights / 2) / weights.sum() * n).astype(int)
     cuts = np.flatnonzero(np.diff(block)) + 1
     return [units[i:j] for i, j in zip([0, *cuts], [*cuts, len(units)], strict=True)]
 

@@ -161,19 +161,19 @@ def _by_folder(batches: Iterable[pa.RecordBatch], by: str) -> Iterator[tuple[str
     if not by:
         yield from (("", pa.Table.from_batches([batch])) for batch in batches)
         return
-    for value, rows in runs(batches, by):
+    for (value,), rows in runs(batches, by):
         yield f"{by}={NULL if value is None else quote(str(value), safe='')}/", rows.drop([by])
 
 
-def runs(batches: Iterable[pa.RecordBatch], by: str) -> Iterator[tuple[Any, pa.Table]]:
-    """(value, rows) of each run of rows with one value of the column `by` in one of `batches`."""
+def runs(batches: Iterable[pa.RecordBatch], *by: str) -> Iterator[tuple[tuple, pa.Table]]:
+    """(values, rows) of each run of rows with the same values of the columns `by` in one of `batches`."""
     for batch in batches:
-        table, values = pa.Table.from_batches([batch]), batch.column(batch.schema.names.index(by))
-        codes = values.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
-        edges = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
+        columns = [batch.column(name) for name in by]
+        codes = [column.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False) for column in columns]
+        edges = [0, *(np.flatnonzero(np.any([np.diff(one) for one in codes], axis=0)) + 1).tolist(), len(batch)]
         for start, stop in itertools.pairwise(edges):
             if stop > start:
-                yield values[start].as_py(), table.slice(start, stop - start)
+                yield tuple(column[start].as_py() for column in columns), pa.Table.from_batches([batch[start:stop]])
 
 
 def _write_file(file: Any, tables: Iterable[pa.Table]) -> int:
@@ -346,7 +346,7 @@ def read_part(part: Part, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     with pa.BufferReader(fs.cat_file(place)) if at_once else fs.open(place, "rb") as file:
         parquet, values = pq.ParquetFile(file), part.values
         present = [name for name in parquet.schema_arrow.names if name in schema.names and name not in values]
-        for batch in parquet.iter_batches(READ_ROWS, columns=present):
+        for batch in parquet.iter_batches(READ_ROWS, columns=present, use_threads=False):  # a task has one core
             given = dict(zip(batch.schema.names, batch.columns, strict=True))
             columns = [_column(field, given.get(field.name), values.get(field.name), len(batch)) for field in schema]
             yield pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -77,10 +77,11 @@ OF_THE_SEARCH = ("0.9D p_line", "3D line_peak", "9D line_snr", "0D line_mask_fra
 def gathered(spark, survey):
     """measuring.gathered of three hits, as the scoring stage would have found them."""
     rows = [(number, MJD, fibre, "v5_7_0", 150.0 + fibre, 10.0, 0.45, 0.45, 220.0, 20.0,
-             0.9 if number == PLATE and fibre in (10, 13, 500) else 0.1, WAVE, FLUX, None)
+             0.9 if number == PLATE and fibre in (10, 13, 500) else 0.1, WAVE, FLUX,
+             f"{survey}/{files.lite_path(number, MJD, fibre)}", None)
             for number in (PLATE, PLATE + 2) for fibre in (9, 10, 11, 13, 500, 501)]
     names = ["plate", "mjd", "fiberid", "run2d", "ra", "dec", "z", "z_lens", "vdisp", "vdisp_err", "p_line",
-             "line_wave", "line_flux", "reason"]
+             "line_wave", "line_flux", "path", "reason"]
     types = {column.name: column.type for column in schema.SCORED.columns}
     scored = spark.createDataFrame(rows, ", ".join(f"{name} {types[name]}" for name in names))
     scored = schema.SCORED.conform(scored)
@@ -181,7 +182,8 @@ def test_a_file_that_the_system_can_no_longer_read_stops_the_search(spark, surve
     path = next((root / "v5_7_0/spectra/lite").rglob(f"*{PLATE}-{MJD}-0011.fits"))
     path.unlink()
     path.symlink_to(path)
-    wanted = spark.createDataFrame(gathered[0], measuring.TARGETS.struct_type())
+    wanted = gathered[0].assign(path=gathered[0]["path"].str.replace(str(survey), str(root)))
+    wanted = spark.createDataFrame(wanted, measuring.TARGETS.struct_type())
     with pytest.raises(Exception, match="0011.fits: cannot be read: OSError: Too many levels"):
         measuring.measured(spark, survey_files(str(root)), wanted, make_model(), SETTINGS).count()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from lensspark import exposures, lensing, measure, schema, source
-from lensspark.boss import UNREADABLE, Fault, Key, Survey, full_files, only, read_exposures
+from lensspark.boss import UNREADABLE, Fault, Key, Survey, full_files, read_exposures
 from lensspark.config import Config
 from lensspark.counterpart import counterpart
 from lensspark.model import Model
@@ -30,8 +31,8 @@ HIT_KEY = [f"hit_{name}" for name in KEY]
 HIT, NEIGHBOUR, REPEAT = "hit", "neighbour", "repeat"
 OF_THE_HIT = ("line_wave", "line_flux", "z_lens", "vdisp", "vdisp_err")
 PLANES = ("flux", "ivar", "and_mask", "wdisp", "model")
-AT_ONCE = 32  # whole spectra that a worker holds, and hits that it gathers: fewer at once take longer each
-PARTS_PER_CORE = 4  # hits are uneven
+AT_ONCE = 64  # whole spectra that a worker holds, and hits that it gathers: fewer at once take longer each
+PARTS_PER_CORE, TARGETS_PER_TASK = 4, 2000  # at least, as hits are uneven; at most
 SDSS_RUN2D = ("26", "103", "104")  # SDSS-I/II: two spectrographs of 320 fibres; BOSS: of 500
 _TYPES = {column.name: column for column in (*schema.KEY, *schema.CATALOGUE, *schema.SELECTION, *schema.LINE)}
 _VETTING = {column.name: column for column in schema.VETTING}
@@ -41,6 +42,7 @@ TARGETS = schema.Table("targets", (
     *schema.KEY,
     *(schema.Column(f"hit_{column.name}", column.type, column.description) for column in schema.KEY),
     schema.Column("role", "string", "hit, neighbour or repeat"),
+    *schema.PROVENANCE,
     *(_TYPES[name] for name in OF_THE_HIT),
 ))
 MEASURED = schema.Table("measured", (
@@ -61,9 +63,9 @@ def targets(scored: DataFrame, config: Config) -> DataFrame:
     """TARGETS: every hit of `scored`, its neighbours and its repeats among the readable spectra."""
     readable = scored.where("reason IS NULL")
     hits = readable.where(is_hit(config))
-    named = hits.select(*(F.col(name).alias(f"hit_{name}") for name in KEY), *OF_THE_HIT, "ra", "dec")
-    own = named.withColumns({name: F.col(f"hit_{name}") for name in KEY}).withColumn("role", F.lit(HIT))
-    every = readable.select(*KEY, "ra", "dec")
+    named = hits.select(*(F.col(name).alias(f"hit_{name}") for name in (*KEY, "path")), *OF_THE_HIT, "ra", "dec")
+    own = named.withColumns({name: F.col(f"hit_{name}") for name in (*KEY, "path")}).withColumn("role", F.lit(HIT))
+    every = readable.select(*KEY, "path", "ra", "dec")
     beside = every.drop("ra", "dec").join(F.broadcast(named), on=[
         F.col("plate") == F.col("hit_plate"), F.col("mjd") == F.col("hit_mjd"), F.col("run2d") == F.col("hit_run2d"),
         F.abs(F.col("fiberid") - F.col("hit_fiberid")).between(1, config.vetting.neighbour_fibres),
@@ -92,8 +94,10 @@ def measured(spark: SparkSession, survey: Survey, wanted: DataFrame, model: Mode
     keys = [Key(*row) for row in targets[KEY].itertuples(index=False, name=None)]
     full = full_files(survey, {key for key, role in zip(keys, targets["role"], strict=True) if role == HIT})
     targets["full"] = [full.get(key) for key in keys]
-    units, at_least = tuple(only(survey.units, set(keys))), PARTS_PER_CORE * (task_slots(spark) or 1)
-    parts = source.blocks(units, config.read.target_partition_mb * 1_000_000, at_least)
+    fibers = {path: tuple(of[["fiberid", "run2d"]].drop_duplicates().itertuples(index=False, name=None))
+              for path, of in targets.groupby("path")}
+    units = tuple(replace(unit, fibers=fibers[unit.path]) for unit in survey.units if unit.path in fibers)
+    parts = source.blocks(units, TARGETS_PER_TASK, PARTS_PER_CORE * (task_slots(spark) or 1), lambda u: len(u.fibers))
     vetting = config.vetting
     shared = share(spark, (model.files, targets, lensing.distances(vetting.cosmology)))
     options = source.Options("", window=None, columns=PLANES, max_rows_per_batch=AT_ONCE)
