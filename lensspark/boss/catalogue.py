@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -55,8 +56,7 @@ def catalogue_columns(table: dict[str, np.ndarray]) -> dict[str, list]:
     """
     n = len(table["PLATE"])
     columns = {}
-    for column in schema.CATALOGUE:
-        name = next((name for name in fits_names(column.name) if _usable(table, name, column.name)), None)
+    for column, name in _sources(tuple((name, array.ndim) for name, array in table.items())):
         columns[column.name] = [None] * n if name is None else _values(table[name], column)
     for i, given in enumerate(columns["class_noqso"]):
         if given is None:
@@ -65,8 +65,14 @@ def catalogue_columns(table: dict[str, np.ndarray]) -> dict[str, list]:
     return columns
 
 
-def _usable(table: dict[str, np.ndarray], name: str, column: str) -> bool:
-    return name in table and (table[name].ndim == 1) != (column == "mag_i")
+@lru_cache(maxsize=32)  # files of one kind have the same columns
+def _sources(present: tuple[tuple[str, int], ...]) -> list[tuple[schema.Column, str | None]]:
+    """schema.CATALOGUE's columns and the FITS column that gives each, of those `present`: (name, number of axes)."""
+    def usable(name: str, column: str) -> bool:
+        return (name, 2 if column == "mag_i" else 1) in present
+
+    return [(column, next((name for name in fits_names(column.name) if usable(name, column.name)), None))
+            for column in schema.CATALOGUE]
 
 
 def _values(array: np.ndarray, column: schema.Column) -> list:

@@ -224,11 +224,22 @@ def read_table(unit: HDU, names: tuple[str, ...], rows: slice = slice(None), ess
     width, (first, stop, _) = unit.header.number("NAXIS1"), rows.indices(unit.header.number("NAXIS2"))
     count = max(stop - first, 0)
     raw = unit.stream.read(unit.data + first * width, count * width, unit.number)
+    stored, wanted = _record(unit.header.raw, unit.number, names)
+    table = np.frombuffer(raw, stored, count)
+    if count == 1:  # of which numpy converts all columns in little more time than one
+        table = table.astype(wanted)
+        return {name: table[name] for name in wanted.names}
+    return {name: native(table[name]) for name in wanted.names}
+
+
+@lru_cache(maxsize=32)
+def _record(raw: bytes, hdu: int, names: tuple[str, ...]) -> tuple[np.dtype, np.dtype]:
+    """Those of the columns `names` that a table has: as they lie in its rows, and in native byte order side by side."""
+    columns, width = _layout(raw, hdu), Header(raw, hdu).number("NAXIS1")
     present = [name for name in names if name in columns]
-    record = np.dtype({"names": present, "offsets": [columns[n][0] for n in present],
-                       "formats": [columns[n][1] for n in present], "itemsize": width})
-    table = np.frombuffer(raw, record, count)
-    return {name: native(table[name]) for name in present}
+    stored = np.dtype({"names": present, "offsets": [columns[name][0] for name in present],
+                       "formats": [columns[name][1] for name in present], "itemsize": width})
+    return stored, np.dtype([(name, columns[name][1].newbyteorder("=")) for name in present])
 
 
 def read_image(unit: HDU, rows: np.ndarray, first: int, stop: int) -> np.ndarray:

@@ -203,9 +203,9 @@ def _checked(
     faults = [_fault_row(unit, reason, hdu, int(expected[i, 2]), run2d[i])
               for i, (reason, hdu) in sorted(reasons.items()) if wanted[i]]
     good = np.array([i for i in range(n) if wanted[i] and i not in reasons], np.int64)
-    columns = _columns(unit, header, {k: v[good] for k, v in table.items()}, found[good], [run2d[i] for i in good])
-    columns["loglam0"] = [place.loglam0] * len(good)
     kept = (lambda array: array) if len(good) == n else (lambda array: array[good])  # no copy of a whole good plate
+    columns = _columns(unit, header, {k: kept(v) for k, v in table.items()}, kept(found), [run2d[i] for i in good])
+    columns["loglam0"] = [place.loglam0] * len(good)
     planes = {plane: place.place(kept(array).astype(PLANES[plane], copy=False)) for plane, array in pixels.items()}
     return Spectra(columns, planes, faults)
 
