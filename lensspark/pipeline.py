@@ -66,18 +66,19 @@ def predict(spark: SparkSession, run: Run) -> int:
                 facts["catalogues"] = len(run.manifest.survey.catalogues)
         with run.stage("score") as facts:
             tables, told = score(spark, run)
-            scored = store.read(spark, tables, schema.SCORED.struct_type())
             facts |= told
+            scored = store.read(spark, tables, schema.SCORED.struct_type())
+            rows = scored.where("reason IS NULL").drop("reason", "hdu")
         with run.stage("measure") as facts:
-            measured = measure(spark, scored, run)
+            lines = keep(spark, run, evidence.at_stake(rows, run.config), "lines")
+            measured = measure(spark, rows, lines.where(measuring.is_hit(run.config)), run)
             facts["hits"] = measured.count()
         check_unaltered(run)
         with run.stage("vet") as facts:
             write_quarantine(scored.where("reason IS NOT NULL"), run)
-            rows = scored.where("reason IS NULL").drop("reason", "hdu")
-            hits = evidence.attach(rows.where(measuring.is_hit(run.config)), measured)
             through = partial(store.map_rows, spark, tables, schema.SCORED.struct_type())
-            written, funnel = write_verdicts(spark, rows, hits, run, through)
+            lines = evidence.attach(lines, measured)
+            written, funnel = write_verdicts(spark, rows, lines, run, through)
             facts |= funnel["counts"]
         run.manifest.write(run.path(manifest.NAME))
         return publish(spark, run, written, funnel)
@@ -115,9 +116,9 @@ def carried(spark: SparkSession, run: Run, found: manifest.Changes) -> DataFrame
     return kept.select(*schema.SCORED.names)
 
 
-def measure(spark: SparkSession, scored: DataFrame, run: Run) -> DataFrame:
-    """What the spectra of hits, their neighbours and repeats say, one row per hit (vetting.measuring)."""
-    wanted = keep(spark, run, measuring.targets(scored, run.config), "targets")
+def measure(spark: SparkSession, rows: DataFrame, hits: DataFrame, run: Run) -> DataFrame:
+    """What the spectra of `hits` and of their neighbours and repeats among `rows` say, one row per hit."""
+    wanted = keep(spark, run, measuring.targets(rows, hits, run.config), "targets")
     found = measuring.measured(spark, run.manifest.survey, wanted, run.model, run.config)
     if found is not None:
         found = keep(spark, run, found, "measured")
@@ -137,18 +138,17 @@ def keep(spark: SparkSession, run: Run, df: DataFrame, name: str) -> DataFrame:
     return store.read(spark, run.path(f"_{name}"), df.schema)
 
 
-def write_verdicts(spark: SparkSession, rows: DataFrame, hits: DataFrame, run: Run, through: Through
+def write_verdicts(spark: SparkSession, rows: DataFrame, lines: DataFrame, run: Run, through: Through
                    ) -> tuple[DataFrame, dict[str, Any]]:
-    """Gathers the evidence for `hits`, cuts, writes ledger and overdensity; the ledger and the funnel.
+    """Gathers the evidence for all hits, cuts, writes ledger and overdensity; the ledger and the funnel.
 
-    rows: every readable spectrum, scored; hits: those of them that are hits, with what was measured of them; through:
-    as `rows`.mapInArrow (ledger.write).
+    rows: every readable spectrum, scored; lines: those of them `at_stake`, hits with what was measured of them;
+    through: as `rows`.mapInArrow (ledger.write).
     """
-    present = [name for name in schema.VETTING_NAMES if name in hits.columns and name not in evidence.COLUMNS]
-    found = evidence.gather(rows, hits.select(*measuring.KEY, *present), run.known_lenses, run.config,
-                            partial(keep, spark, run))
+    found = evidence.gather(rows, lines, run.known_lenses, run.config, partial(keep, spark, run))
     write_overdensity(run, found.overdensity)
-    written = write_ledger(spark, evidence.attach(hits, found.hits), run, through)
+    hits = evidence.attach(lines.where(measuring.is_hit(run.config)), found.hits)
+    written = write_ledger(spark, hits, run, through)
     quarantine = store.read(spark, run.path("quarantine"), schema.QUARANTINE.struct_type())
     ranges = evidence.overdensity_ranges(found.overdensity, run.config.vetting.overdensity_bin_px)
     funnel = vetting.funnel(written, run.config, quarantine.count())

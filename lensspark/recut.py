@@ -12,7 +12,7 @@ from lensspark.config import Config
 from lensspark.model import Model
 from lensspark.promotion import products
 from lensspark.run import Run, claim, finished_card
-from lensspark.vetting import CUTS, evidence, measuring
+from lensspark.vetting import CUTS, evidence
 from lensspark.vetting.known import read_known
 
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ def recut(spark: SparkSession, run: Run, parent: str) -> int:
             if run.grades is not None:
                 rows = graded(rows, run.grades)
             rows = identified(rows, run.config.vetting.min_p_identity).drop("is_hit")
-            hits = rows.where(measuring.is_hit(run.config))
-            written, funnel = pipeline.write_verdicts(spark, rows, hits, run, rows.mapInArrow)
+            lines = pipeline.keep(spark, run, evidence.at_stake(rows, run.config), "lines")
+            written, funnel = pipeline.write_verdicts(spark, rows, lines, run, rows.mapInArrow)
             facts |= funnel["counts"]
         return pipeline.publish(spark, run, written, funnel)
 

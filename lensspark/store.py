@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 INDEX = "_files.json"
 NULL = "__HIVE_DEFAULT_PARTITION__"  # Spark's name for the folder of null
-ROW_GROUP_BYTES = 32_000_000  # a task holds that much of the file that it writes, whatever the size of its batches
+ROW_GROUP_BYTES = 8_000_000  # a task holds that much of the file that it writes, whatever the size of its batches
 READ_AT_ONCE_BYTES = 16_000_000  # larger files are fetched in ranges
 READ_ROWS = 4096
 TASK_BYTES = (4_000_000, 128_000_000)  # of files for one task to read: at least, at most

@@ -85,7 +85,7 @@ def gathered(spark, survey):
     types = {column.name: column.type for column in schema.SCORED.columns}
     scored = spark.createDataFrame(rows, ", ".join(f"{name} {types[name]}" for name in names))
     scored = schema.SCORED.conform(scored)
-    wanted = measuring.targets(scored, SETTINGS)
+    wanted = measuring.targets(scored, scored.where(measuring.is_hit(SETTINGS)), SETTINGS)
     measured = measuring.measured(spark, survey_files(str(survey)), wanted, make_model(), SETTINGS)
     return wanted.toPandas(), measuring.gathered(wanted, measured, SETTINGS)
 
@@ -190,7 +190,7 @@ def test_a_file_that_the_system_can_no_longer_read_stops_the_search(spark, surve
 
 def test_no_hits_no_reading(spark, survey):
     scored = schema.SCORED.conform(spark.createDataFrame([], schema.SCORED.struct_type()))
-    wanted = measuring.targets(scored, SETTINGS)
+    wanted = measuring.targets(scored, scored.where(measuring.is_hit(SETTINGS)), SETTINGS)
     assert measuring.measured(spark, survey_files(str(survey)), wanted, make_model(), SETTINGS) is None
     got = measuring.gathered(wanted, None, SETTINGS)
     assert got.count() == 0 and {*measure.COLUMNS, "n_repeat"} <= set(got.columns)

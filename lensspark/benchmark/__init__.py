@@ -48,7 +48,8 @@ def measure(out: Path, config: Config, plates: int, rounds: int, parts: tuple[st
              "scale": lambda: scale(out, folder, config, plates, rounds, cores),
              "partitions": lambda: partitions(out, survey.part(folder, plates // 2)),
              "cold": lambda: cold(out, survey.part(folder, plates // 2)),
-             "executors": lambda: executors(out, survey.part(folder, plates // 2)),
+             "executors": lambda: executors(out, {plates: survey.part(folder, plates),
+                                                  COPIES * plates: survey.many(folder, COPIES)}),
              "million": lambda: million(out, folder, config, plates),
              "training": lambda: core.alternate(core.training(Path(training), config), rounds, 1.0)}
     wanted = [name for name in steps if name in parts or (name == "training" and training)
@@ -102,9 +103,10 @@ def cold(out: Path, tree: Path) -> list[dict[str, Any]]:
     return [{"cache": cache, **_predict(out, tree)} for cache in ("cold", "warm")]
 
 
-def executors(out: Path, tree: Path) -> list[dict[str, Any]]:
-    """Searches of `tree` by one and by two executors of one core each."""
-    return [{"executors": n, **_predict(out, tree, master=f"local-cluster[{n},1,2048]")} for n in (1, 2)]
+def executors(out: Path, trees: dict[int, Path]) -> list[dict[str, Any]]:
+    """Searches of `trees`, by their plates, by one and by two executors of one core each."""
+    return [{"executors": n, "plates": plates, **_predict(out, tree, master=f"local-cluster[{n},1,2048]")}
+            for plates, tree in trees.items() for n in (1, 2)]
 
 
 def million(out: Path, folder: Path, config: Config, plates: int) -> list[dict[str, Any]]:

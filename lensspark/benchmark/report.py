@@ -32,10 +32,12 @@ def table(results: dict[str, Any]) -> str:
         parts.append(_runs(results["million"]))
     rows = [[what, run[what], f"{run['timings']['score']:.1f}", f"{run['seconds']:.1f}",
              f"{run['memory_mb'].get('worker', np.nan):.0f}"]
-            for name, what in (("partitions", "partition_mb"), ("cold", "cache"), ("executors", "executors"))
+            for name, what in (("partitions", "partition_mb"), ("cold", "cache"))
             for run in results.get(name, [])]
     if rows:
         parts.append(_markdown(["half the plates", "", "score, s", "whole, s", "worker, MB"], rows))
+    if "executors" in results:
+        parts.append(_executors(results["executors"]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -88,6 +90,18 @@ def _steady(results: dict[str, Any]) -> str:
                      *(f"{found[name]:.2f}" for name in ("of_infer", "of_search")), f"{found['of_published']:.0f}"])
     return _markdown(["spectra of input/s", "whole", "steady", "score, steady", "limit: infer", "limit: search",
                       "steady / infer", "steady / search", "times the published"], rows)
+
+
+def _executors(runs: list[dict[str, Any]]) -> str:
+    """Seconds of the stage `score` and of the whole, of each number of plates and of what the larger has more."""
+    took = {(run["executors"], run["plates"]): np.array([run["timings"]["score"], run["seconds"]]) for run in runs}
+    numbers, (least, most) = sorted({n for n, _ in took}), sorted({plates for _, plates in took})
+    times = {n: np.concatenate([took[n, least], took[n, most], took[n, most] - took[n, least]]) for n in numbers}
+    rows = [[n, *(f"{t:.1f}" for t in times[n])] for n in numbers]
+    rows.append(["ratio", *(f"{t:.2f}" for t in times[numbers[0]] / times[numbers[-1]])])
+    heads = [f"{which}: {what}" for which in (f"{least} plates", f"{most} plates", f"the {most - least} more")
+             for what in ("score, s", "whole, s")]
+    return _markdown(["executors of one core", *heads], rows)
 
 
 def _machine(facts: dict[str, Any]) -> str:

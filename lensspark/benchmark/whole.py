@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ EVERY = 0.2  # seconds between two looks at the memory
 def predict(tree: Path, out: Path, *settings: str, master: str = "") -> dict[str, Any]:
     """Runs jobs/predict.py on `tree`; what it took.
 
-    `seconds` of the whole process, `to_first_task` until Spark's first task began, `timings` and `counts` of run.json,
+    Executors that are processes of their own get one core each, as a container would confine them. `seconds` of the
+    whole process, `to_first_task` until Spark's first task began, `timings` and `counts` of run.json,
     `memory_mb`: the most that the driver's Python, the JVM and any Python worker held (resident). Raises RuntimeError
     with the job's last lines if it fails.
     """
@@ -60,12 +62,24 @@ def _watch(pid: int, most: dict[str, float]) -> None:
                     line, size = " ".join(process.cmdline()), process.memory_info().rss / 1e6
                 except psutil.Error:
                     continue
+                if "java" in line.split(" ")[0] and "--executor-id" in line:
+                    _confine(process)
                 kind = ("worker" if "pyspark" in line and "java" not in line.split(" ")[0] else
                         "jvm" if "java" in line.split(" ")[0] else "driver" if process.pid == pid else "other")
                 most[kind] = max(most.get(kind, 0.0), size)
             time.sleep(EVERY)
     except psutil.NoSuchProcess:
         return
+
+
+def _confine(executor: psutil.Process) -> None:
+    """Keeps an executor, and what it will start, on one core: the threads of its JVM would use others as well."""
+    words = executor.cmdline()
+    number = int(words[words.index("--executor-id") + 1])
+    cores = sorted(os.sched_getaffinity(0))
+    for thread in executor.threads():
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(thread.id, {cores[number % len(cores)]})
 
 
 def _first_task(events: Path) -> float:

@@ -5,7 +5,6 @@ On the driver, in numpy: candidates are scored once more, so that model and atte
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -168,9 +167,8 @@ def _pairs(ledger: DataFrame, table: pd.DataFrame, config: Config) -> pd.DataFra
     """KEY, HIT_KEY and role of the neighbours and repeats of the rows of `table`, by the search's own conditions."""
     from pyspark.sql import functions as F
 
-    chosen = ledger.sparkSession.createDataFrame(table[KEY].assign(p_line=math.inf))  # above any threshold
-    scored = ledger.drop("p_line").join(F.broadcast(chosen), on=KEY, how="left").withColumn("reason", F.lit(None))
-    return measuring.targets(scored, config).where(F.col("role") != measuring.HIT).toPandas()
+    chosen = ledger.join(F.broadcast(ledger.sparkSession.createDataFrame(table[KEY])), on=KEY)
+    return measuring.targets(ledger, chosen, config).where(F.col("role") != measuring.HIT).toPandas()
 
 
 def drawn(pairs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:

@@ -42,17 +42,22 @@ class Evidence:
     nulls: dict[str, int]
 
 
-def gather(ledger: DataFrame, measured: DataFrame, known_lenses: pd.DataFrame, config: Config, keep: Keep) -> Evidence:
+def at_stake(ledger: DataFrame, config: Config) -> DataFrame:
+    """The few rows of `ledger` with a line that is a hit, or that over-densities may count."""
+    counted = (F.col("p_line") >= config.vetting.overdensity_min_p_line) & ~F.isnan("p_line")
+    return ledger.where(is_hit(config) | counted)
+
+
+def gather(ledger: DataFrame, few: DataFrame, known_lenses: pd.DataFrame, config: Config, keep: Keep) -> Evidence:
     """The evidence for every hit of `ledger` (readable spectra with LINE and NULLS).
 
-    `measured`: key and the measured columns of schema.VETTING, one row per hit. `keep(df, name)` stores a small table
-    and gives it back, so that it is made once, whatever machine is lost later.
+    `few`: its rows `at_stake`, hits with what was measured of them, columns of schema.VETTING. `keep(df, name)` stores
+    a small table and gives it back, so that it is made once, whatever machine is lost later.
     """
     v = config.vetting
-    counted = (F.col("p_line") >= v.overdensity_min_p_line) & ~F.isnan("p_line")
-    lines = ledger.where(is_hit(config) | counted).select(*KEY, *_LINE)
-    lines = known.match_known(lines, known_lenses, v.known_lens_radius)
-    lines = keep(lines, "lines")
+    measured = few.where(is_hit(config)).select(
+        *KEY, *(name for name in schema.VETTING_NAMES if name in few.columns and name not in COLUMNS))
+    lines = keep(known.match_known(few.select(*KEY, *_LINE), known_lenses, v.known_lens_radius), "matched")
     lines, bins = overdensity.with_wavelength_excess(lines, v, config.read.window)
     lines, groups = overdensity.with_group_excess(lines, ledger, v)
     _, n_pix = window_pixels(config.read.window)

@@ -31,7 +31,7 @@ HIT_KEY = [f"hit_{name}" for name in KEY]
 HIT, NEIGHBOUR, REPEAT = "hit", "neighbour", "repeat"
 OF_THE_HIT = ("line_wave", "line_flux", "z_lens", "vdisp", "vdisp_err")
 PLANES = ("flux", "ivar", "and_mask", "wdisp", "model")
-AT_ONCE = 64  # whole spectra that a worker holds, and hits that it gathers: fewer at once take longer each
+AT_ONCE = 48  # whole spectra that a worker holds, and hits that it gathers: fewer at once take longer each
 PARTS_PER_CORE, TARGETS_PER_TASK = 4, 2000  # at least, as hits are uneven; at most
 SDSS_RUN2D = ("26", "103", "104")  # SDSS-I/II: two spectrographs of 320 fibres; BOSS: of 500
 _TYPES = {column.name: column for column in (*schema.KEY, *schema.CATALOGUE, *schema.SELECTION, *schema.LINE)}
@@ -59,13 +59,11 @@ def is_hit(config: Config) -> Column:
     return (F.col("p_line") > config.score.threshold) & ~F.isnan("p_line")
 
 
-def targets(scored: DataFrame, config: Config) -> DataFrame:
-    """TARGETS: every hit of `scored`, its neighbours and its repeats among the readable spectra."""
-    readable = scored.where("reason IS NULL")
-    hits = readable.where(is_hit(config))
+def targets(rows: DataFrame, hits: DataFrame, config: Config) -> DataFrame:
+    """TARGETS: the `hits`, their neighbours and their repeats among `rows`, all readable spectra."""
     named = hits.select(*(F.col(name).alias(f"hit_{name}") for name in (*KEY, "path")), *OF_THE_HIT, "ra", "dec")
     own = named.withColumns({name: F.col(f"hit_{name}") for name in (*KEY, "path")}).withColumn("role", F.lit(HIT))
-    every = readable.select(*KEY, "path", "ra", "dec")
+    every = rows.select(*KEY, "path", "ra", "dec")
     beside = every.drop("ra", "dec").join(F.broadcast(named), on=[
         F.col("plate") == F.col("hit_plate"), F.col("mjd") == F.col("hit_mjd"), F.col("run2d") == F.col("hit_run2d"),
         F.abs(F.col("fiberid") - F.col("hit_fiberid")).between(1, config.vetting.neighbour_fibres),
