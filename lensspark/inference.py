@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from lensspark import engine, lines, schema, source
+from lensspark import arrow, engine, lines, schema, source
 from lensspark.boss import Unit
 from lensspark.config import Config
 from lensspark.eigen import DLOGLAM
@@ -114,7 +114,7 @@ def score(spectra: DataFrame, model: Model, config: Config) -> DataFrame:
 
 
 def score_files(spark: SparkSession, root: str, parts: Sequence[tuple[Unit, ...]], model: Model, config: Config,
-                then: source.Work, table: schema.Table) -> DataFrame:
+                then: arrow.Work, table: schema.Table) -> DataFrame:
     """The rows of `table` that `then` makes of `score`'s, of the spectra in the files of `parts`, in one task each, so
     that neither pixels nor scores pass through the JVM."""
     options = source.parse_options({"path": root, **reading(model, config)})
@@ -131,7 +131,7 @@ def reading(model: Model, config: Config) -> dict[str, str]:
             "max_rows_per_batch": str(settings.max_rows_per_batch)}
 
 
-def _scoring(spark: SparkSession, model: Model, config: Config) -> source.Work:
+def _scoring(spark: SparkSession, model: Model, config: Config) -> arrow.Work:
     """The function of Arrow batches, source.Options.table to schema.SCORED, that the workers run."""
     engine.choose(config.score.engine)
     shared, sha256 = share(spark, model.files), model.sha256
@@ -151,7 +151,7 @@ def scored(batch: pa.RecordBatch, score_batch: Scorer, config: Config) -> pa.Rec
     n, n_pix, readable = len(rows), score_batch.model.pixels[1], rows["reason"].isna().to_numpy()
     chosen = selected(rows, config.selection)
     z_lens, because = chosen["z_lens"].to_numpy(), chosen["not_selected_because"].to_numpy()
-    planes = [source.unpack(name, batch.column(name), n_pix) for name in ("flux", "ivar", "and_mask")]
+    planes = [arrow.unpack(name, batch.column(name), n_pix) for name in ("flux", "ivar", "and_mask")]
     drawn = source.draw(key, config.score.null_fraction, f"flip-{config.score.null_seed}")
     role = roles(rows, chosen, drawn, planes[0].lengths > n_pix, config.score.null_sky)
     loglam0 = batch.column("loglam0").to_numpy(zero_copy_only=False)
@@ -166,7 +166,7 @@ def scored(batch: pa.RecordBatch, score_batch: Scorer, config: Config) -> pa.Rec
     found |= {"z_lens": z_lens,
               "selected": np.where(readable, chosen["selected"] & ~unusable, None),
               "not_selected_because": np.where(readable, np.where(unusable, TOO_FEW_PIXELS, because), None)}
-    return source.conform(batch, schema.SCORED, found)
+    return arrow.conform(batch, schema.SCORED, found)
 
 
 def roles(rows: pd.DataFrame, chosen: pd.DataFrame, drawn: np.ndarray, beyond: np.ndarray, sky_too: bool) -> np.ndarray:

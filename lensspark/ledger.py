@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 
-from lensspark import schema, source, store
+from lensspark import arrow, schema, store
 from lensspark.run import Run
 from lensspark.session import share
 
 KEY = [column.name for column in schema.KEY]
 BY, ONE_PLATE = "plate", ("plate", "mjd", "run2d")  # its folders; what is sorted and written at once
-Through = Callable[[source.Work, str], DataFrame]  # what a work makes of all rows, its columns as DDL
-_FIELDS = pa.schema([(column.name, source.ARROW[column.type]) for column in schema.LEDGER.columns])
+Through = Callable[[arrow.Work, str], DataFrame]  # what a work makes of all rows, its columns as DDL
+_FIELDS = arrow.schema_of(schema.LEDGER)
 
 
 def write(spark: SparkSession, through: Through, hits: DataFrame, run: Run) -> None:
@@ -60,28 +60,32 @@ def plates(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
 def with_verdicts(rows: pa.Table, hits: pa.Table, places: dict[tuple, int], threshold: float, told: dict[str, str]
                   ) -> pa.RecordBatch:
     """`rows`, one or more, as schema.LEDGER, in the order of their keys: `is_hit` where p_line is above `threshold`,
-    those rows as in `hits` at `places` (KEY -> row), the others without a verdict; `told`: columns that have one value.
+    those rows as in `hits` at `places` (KEY -> row), the others without a verdict; `told`: columns of one value.
     Raises KeyError for a hit without a place."""
     rest = rows.append_column("is_hit", pc.greater(rows["p_line"], threshold))  # null where that is; NaN is not greater
     at = pc.fill_null(rest["is_hit"], False)
     keys = rows.filter(at).select(KEY).to_pylist()
     if keys:
         rest = rest.filter(pc.invert(at))
-    given = {name: rest[name] for name in rest.column_names} | {"veto": None, "z_source": None}
-    given |= {name: pa.repeat(pa.scalar(value), len(rest)) for name, value in told.items()}
-    made = _conform(given, len(rest))
+    made = _conform(rest, told | {"veto": None, "z_source": None})
     if keys:
-        theirs = hits.take([places[tuple(key.values())] for key in keys])
-        made = pa.concat_tables([made, _conform({name: theirs[name] for name in theirs.column_names}, len(keys))])
+        made = pa.concat_tables([made, _conform(hits.take([places[tuple(key.values())] for key in keys]), told)])
     order = pc.sort_indices(made, sort_keys=[(name, "ascending") for name in KEY])
     (batch,) = made.take(order).combine_chunks().to_batches()
     return batch
 
 
-def _conform(columns: dict[str, pa.ChunkedArray | pa.Array | None], n: int) -> pa.Table:
-    """The columns of schema.LEDGER, null where there is none. Raises ValueError for one that it does not have."""
-    if extra := sorted(set(columns) - set(_FIELDS.names)):
+def _conform(rows: pa.Table, told: dict[str, str | None]) -> pa.Table:
+    """`rows` as schema.LEDGER: the columns of `told` have that one value, those that are lacking are null.
+
+    Raises ValueError for a column that no ledger has.
+    """
+    if extra := sorted(set(rows.column_names) - set(_FIELDS.names)):
         raise ValueError(f"columns {extra} are not declared in table 'ledger'")
-    arrays = [pa.nulls(n, field.type) if columns.get(field.name) is None else columns[field.name].cast(field.type)
-              for field in _FIELDS]
-    return pa.Table.from_arrays(arrays, schema=_FIELDS)
+
+    def column(field: pa.Field) -> pa.ChunkedArray | pa.Array:
+        if field.name in told:
+            return pa.repeat(pa.scalar(told[field.name], field.type), len(rows))
+        return rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(len(rows), field.type)
+
+    return pa.Table.from_arrays([column(field) for field in _FIELDS], schema=_FIELDS)

@@ -182,9 +182,7 @@ def write_ledger(spark: SparkSession, hits: DataFrame, run: Run, through: Throug
     """
     from pyspark.sql import functions as F
 
-    vetted = vetting.vet(hits, run.config).withColumns({
-        "run_id": F.lit(run.run_id), "model_sha256": F.lit(run.model_sha256),
-        "z_source": source_redshift(F.col("line_wave"))})
+    vetted = vetting.vet(hits, run.config).withColumn("z_source", source_redshift(F.col("line_wave")))
     ledger.write(spark, through, schema.LEDGER.conform(vetted), run)
     return store.read(spark, run.path("ledger"), schema.LEDGER.struct_type())
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lensspark import __version__, schema
+from lensspark.arrow import TYPES, schema_of
 from lensspark.catalogue import join, write_file
 from lensspark.config import Mock
 from lensspark.eigen import Basis
@@ -39,7 +40,6 @@ FIRST_MJD, LAST_MJD = 55176, 56837  # BOSS: December 2009 to June 2014
 # What a task returns of each spectrum: the truth, and what spAll and platelist say.
 _ROWS = schema.Table("mock", schema.TRUTH.columns + tuple(
     column for column in schema.CATALOGUE if column.name not in schema.TRUTH.names))
-_ARROW = {"int": pa.int32(), "long": pa.int64(), "double": pa.float64(), "string": pa.string(), "boolean": pa.bool_()}
 _NUMPY = {"int": np.int32, "long": np.int64, "double": np.float64, "string": str, "boolean": bool}
 
 
@@ -95,7 +95,7 @@ def simulate(spark: Callable[[], SparkSession], root: str, plan: Plan, settings:
         tables.append(ids.mapInArrow(_task(root, plan, settings, basis), _ROWS.ddl).toArrow())
         log.info("%d of %d plates written", stop, plan.plates)
     order = [(name, "ascending") for name in ("plate", "mjd", "fiberid")]
-    rows = pa.concat_tables(tables).cast(_arrow_schema(_ROWS)).sort_by(order)
+    rows = pa.concat_tables(tables).cast(schema_of(_ROWS)).sort_by(order)
     columns = {name: rows[name].to_numpy() for name in rows.column_names}
     write_file(join(root, files.SPALL_PATH), files.spall(columns))
     write_file(join(root, files.PLATELIST_PATH), files.platelist(columns))
@@ -153,7 +153,7 @@ def write_plate(root: str, plan: Plan, plate: int, settings: Mock, basis: Basis)
     spectra["path"] = np.array([files.spplate_path(plate, mjd) if whole else files.lite_path(plate, mjd, fiberid)
                                 for fiberid in range(1, plan.fibres + 1)])
     return pa.RecordBatch.from_arrays([_arrow(spectra.get(c.name), c.type, plan.fibres) for c in _ROWS.columns],
-                                      schema=_arrow_schema(_ROWS))
+                                      schema=schema_of(_ROWS))
 
 
 def _write_broken(root: str, plan: Plan, settings: Mock, basis: Basis) -> list[pa.Table]:
@@ -172,15 +172,11 @@ def _write_broken(root: str, plan: Plan, settings: Mock, basis: Basis) -> list[p
         rows["fault"].append(fault)
         rows["path"].append(path)
     arrays = [_arrow(rows.get(c.name), c.type, plan.broken) for c in schema.TRUTH.columns]
-    return [pa.Table.from_arrays(arrays, schema=_arrow_schema(schema.TRUTH))]
-
-
-def _arrow_schema(table: schema.Table) -> pa.Schema:
-    return pa.schema([(column.name, _ARROW[column.type]) for column in table.columns])
+    return [pa.Table.from_arrays(arrays, schema=schema_of(schema.TRUTH))]
 
 
 def _arrow(values: np.ndarray | list | None, type_: str, n: int) -> pa.Array:
     """`values` as an Arrow array in which NaN is null, as is all of it where there are no values."""
     if values is None:
-        return pa.nulls(n, _ARROW[type_])
-    return pa.array(np.asarray(values, dtype=_NUMPY[type_]), _ARROW[type_], from_pandas=True)
+        return pa.nulls(n, TYPES[type_])
+    return pa.array(np.asarray(values, dtype=_NUMPY[type_]), TYPES[type_], from_pandas=True)

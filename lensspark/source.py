@@ -9,7 +9,7 @@
 | window | 3800,5000 | low,high in Angstrom (vacuum, observed), or full |
 | beyond | 0,0 | share,seed: this share of the spectra, drawn by key, has as many pixels again redwards of the window |
 | columns | flux,ivar,and_mask | pixel planes, of schema.PIXELS |
-| packed | false | true: planes as bytes of little-endian float32 or int32 (`unpack`), which Spark moves faster |
+| packed | false | true: planes as bytes of little-endian float32 or int32 (`arrow.unpack`), which Spark moves faster |
 | plates | all | comma list of plate numbers |
 | keys | all | comma list of plate-mjd-fiberid[-run2d]: only these spectra |
 | absent | error | or skip: what to do about plates and keys that have no file |
@@ -35,26 +35,19 @@ from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
-from numpy.lib.stride_tricks import sliding_window_view
 from pyspark.sql.datasource import DataSource, DataSourceReader, InputPartition
 
 from lensspark import schema
+from lensspark.arrow import Work, faults_to_arrow, to_arrow
 from lensspark.boss import LAYOUTS, PLANES, Key, Spectra, Unit, join_catalogues, read_unit, survey_files
 from lensspark.session import share
 from lensspark.spectrum import wavelength, window_pixels
 
 if TYPE_CHECKING:
-    import pandas as pd
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import StructType
 
 KEY_TEXT = re.compile(r"(\d+)-(\d+)-(\d+)(?:-(.+))?")
-ARROW = {"int": pa.int32(), "long": pa.int64(), "float": pa.float32(), "double": pa.float64(), "string": pa.string(),
-         "boolean": pa.bool_(), "binary": pa.binary(),
-         "array<float>": pa.list_(pa.field("element", pa.float32(), nullable=False)),
-         "array<int>": pa.list_(pa.field("element", pa.int32(), nullable=False))}
-
-Work = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 
 
 @dataclass(frozen=True)
@@ -327,75 +320,3 @@ def draw(columns: Mapping[str, list], share: float, seed: int | str) -> np.ndarr
     text = (f"{seed}-{plate}-{mjd}-{fiberid}".encode() for plate, mjd, fiberid in
             zip(*(columns[name] for name in ("plate", "mjd", "fiberid")), strict=True))
     return np.fromiter(map(crc32, text), np.uint32, len(columns["plate"])) < share * 2**32
-
-
-def to_arrow(parts: list[Spectra], table: schema.Table) -> pa.RecordBatch:
-    """One Arrow batch with the columns of `table`; pixel planes become lists or bytes, without a copy per row."""
-    arrays = []
-    for column in table.columns:
-        if column.name in PLANES:
-            planes = [part.planes[column.name] for part in parts]
-            lengths = np.repeat([plane.shape[1] for plane in planes], [len(plane) for plane in planes])
-            offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
-            values = planes[0].ravel() if len(planes) == 1 else np.concatenate([plane.ravel() for plane in planes])
-            if column.type == "binary":
-                values = values.astype(values.dtype.newbyteorder("<"), copy=False)
-                buffers = [None, pa.py_buffer(offsets * np.int32(values.itemsize)), pa.py_buffer(values)]
-                arrays.append(pa.Array.from_buffers(pa.binary(), len(lengths), buffers))
-            else:
-                arrays.append(pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), type=ARROW[column.type]))
-        else:
-            arrays.append(pa.array([v for part in parts for v in part.columns[column.name]], ARROW[column.type]))
-    return pa.RecordBatch.from_arrays(arrays, names=table.names)
-
-
-@dataclass(frozen=True)
-class Packed:
-    """The pixels of n spectra one after the other: where each begins in `pixels`, and how many it has."""
-
-    pixels: np.ndarray
-    first: np.ndarray
-    lengths: np.ndarray
-    n_pix: int
-
-    def of(self, rows: np.ndarray, step: int = 0) -> np.ndarray:
-        """(len(rows), n_pix): from the pixel `step` on, of each of `rows`."""
-        if not len(rows):
-            return np.zeros((0, self.n_pix), self.pixels.dtype)
-        return sliding_window_view(self.pixels, self.n_pix)[self.first[rows] + step]
-
-
-def unpack(plane: str, column: pa.Array, n_pix: int) -> Packed:
-    """The pixels of a column of option `packed`, float32 or int32, without a copy.
-
-    Raises ValueError for a column that is not packed, and for a spectrum without `n_pix` pixels, or twice as many.
-    """
-    if column.type != pa.binary():
-        raise ValueError(f"{plane}: column of {column.type}, expected binary (option packed = true)")
-    _, offsets, data = column.buffers()
-    dtype = np.dtype(PLANES[plane]).newbyteorder("<")
-    ends = np.frombuffer(offsets, np.int32)[column.offset:column.offset + len(column) + 1] // dtype.itemsize
-    lengths = np.diff(ends)
-    wrong = set(lengths[column.is_valid().to_numpy(zero_copy_only=False)].tolist()) - {n_pix, 2 * n_pix}
-    if wrong:
-        raise ValueError(f"{plane}: spectra of {sorted(wrong)} pixels, expected {n_pix}, or twice as many")
-    return Packed(np.frombuffer(data or b"", dtype), ends[:-1], lengths, n_pix)
-
-
-def conform(batch: pa.RecordBatch, table: schema.Table, columns: Mapping[str, np.ndarray]) -> pa.RecordBatch:
-    """`batch` with the columns of `table`: its own, or in their place `columns`, NaN and None of which become null."""
-    arrays = [pa.array(columns[column.name], from_pandas=True).cast(ARROW[column.type]) if column.name in columns
-              else batch.column(column.name) for column in table.columns]
-    return pa.RecordBatch.from_arrays(arrays, names=table.names)
-
-
-def from_pandas(rows: pd.DataFrame, table: schema.Table) -> pa.RecordBatch:
-    """`rows` with the columns of `table`, NaN and None of which become null."""
-    fields = [(column.name, ARROW[column.type]) for column in table.columns]
-    return pa.RecordBatch.from_pandas(rows, schema=pa.schema(fields), preserve_index=False)
-
-
-def faults_to_arrow(faults: list[dict], table: schema.Table) -> pa.RecordBatch:
-    """One Arrow batch of fault rows: key, path, hdu, reason; everything else null."""
-    arrays = [pa.array([fault.get(column.name) for fault in faults], ARROW[column.type]) for column in table.columns]
-    return pa.RecordBatch.from_arrays(arrays, names=table.names)

@@ -1,7 +1,7 @@
 """Spark's tables on any store: Spark's own Parquet where its JVM has a file system for the path, else through fsspec.
 
-Without a file system of the JVM (`s3://…` without hadoop-aws), or where no row should pass through the JVM (`writer`),
-each task writes its rows with pyarrow and uploads them:
+Without a file system of the JVM (`s3://…` without hadoop-aws), or where no row should pass through the JVM (`map_rows`,
+`writer`), each task reads with pyarrow, or writes its rows with it and uploads them:
 
     TABLE/_files.json                        the table's files, written last: what is not named there is not in it
     TABLE/[plate=4055/]part-ATTEMPT-N.parquet
@@ -29,11 +29,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lensspark.arrow import Work
 from lensspark.boss import absolute
 from lensspark.catalogue import join, write_file
 from lensspark.schema import Column, Table
 from lensspark.session import task_slots
-from lensspark.source import Work
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

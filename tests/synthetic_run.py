@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lensspark import catalogue, config, schema  # noqa: E402
+from lensspark.arrow import schema_of  # noqa: E402
 
 SKY = np.array([3915.5, 4079.0, 4424.0, 4661.2])
-ARROW = {"int": pa.int32(), "long": pa.int64(), "double": pa.float64(), "string": pa.string(), "boolean": pa.bool_()}
 
 
 def ledger(rng, plate, n, hit_rate, threshold):
@@ -62,7 +62,7 @@ def ledger(rng, plate, n, hit_rate, threshold):
 def write_run(out, rows, plates, hit_rate, seed=1):
     """RUN with a ledger, an empty quarantine and a run card; returns the number of hits."""
     out, settings, rng, n_hits = Path(out), config.load(), np.random.default_rng(seed), 0
-    fields = [pa.field(c.name, ARROW[c.type]) for c in schema.LEDGER.columns if c.name != "plate"]
+    fields = [field for field in schema_of(schema.LEDGER) if field.name != "plate"]
     for plate in range(1000, 1000 + plates):
         frame = ledger(rng, plate, rows // plates, hit_rate, settings.score.threshold)
         n_hits += int((frame["is_hit"] == True).sum())  # noqa: E712
@@ -72,7 +72,7 @@ def write_run(out, rows, plates, hit_rate, seed=1):
         folder.mkdir(parents=True)
         pq.write_table(pa.Table.from_arrays(arrays, schema=pa.schema(fields)), folder / "part-0.parquet")
     (out / "quarantine").mkdir()
-    empty = pa.schema([(c.name, ARROW[c.type]) for c in schema.QUARANTINE.columns]).empty_table()
+    empty = schema_of(schema.QUARANTINE).empty_table()
     pq.write_table(empty, out / "quarantine/part-0.parquet")
     card = {"run_id": "synthetic", "spectra": "/nowhere", "model": settings.score.model, "model_sha256": "0" * 64,
             "input_manifest_sha256": "0" * 64, "configuration": settings.as_dict(), "versions": catalogue.versions()}

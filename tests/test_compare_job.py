@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from astropy.table import Table
-from synthetic_run import ARROW, write_run
+from synthetic_run import write_run
 
 from lensspark import recut, schema
+from lensspark.arrow import schema_of
 from lensspark.compare import files
 from lensspark.session import EXIT_ATTENTION, EXIT_DONE, EXIT_USAGE
 
@@ -56,11 +57,11 @@ def changed(run, out, card=None, quarantine=None, **edits):
             (out / "ledger/_files.json").write_text(json.dumps({"files": kept}))
             continue
         frame = edit(pd.read_parquet(path))
-        schema_of = pq.read_schema(path)
-        pq.write_table(pa.Table.from_pandas(frame, schema_of, preserve_index=False), path)
+        written = pa.Table.from_pandas(frame, pq.read_schema(path), preserve_index=False)
+        pq.write_table(written, path)
     if quarantine:
-        fields = pa.schema([(column.name, ARROW[column.type]) for column in schema.QUARANTINE.columns])
-        pq.write_table(pa.Table.from_pylist(quarantine, fields), out / "quarantine/part-more.parquet")
+        more = pa.Table.from_pylist(quarantine, schema_of(schema.QUARANTINE))
+        pq.write_table(more, out / "quarantine/part-more.parquet")
     facts = json.loads((out / "run.json").read_text()) | {"run_id": "other"} | (card or {})
     (out / "run.json").write_text(json.dumps(facts))
     return out

@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # A new module of lensspark/ is entered here; what is named here and not written yet is no error.
 LAYERS = {
     "contracts": {"schema", "checked", "config", "redaction"},
-    "pure": {"boss", "counterpart", "eigen", "exposures", "galaxy_bins", "grades", "identity", "kernels", "lensing",
-             "lines", "locate", "matched_filter", "measure", "metrics", "mock", "model", "population", "profile",
-             "spectrum", "svg", "weighted_pca"},
+    "pure": {"arrow", "boss", "counterpart", "eigen", "exposures", "galaxy_bins", "grades", "identity", "kernels",
+             "lensing", "lines", "locate", "matched_filter", "measure", "metrics", "mock", "model", "population",
+             "profile", "spectrum", "svg", "weighted_pca"},
     "network": {"network", "engine", "feed", "figures", "tracking", "training"},
     "spark": {"benchmark", "blocks", "catalogue", "class_archive", "compare", "daemon", "delta", "detectors",
               "evaluation", "gate", "inference", "injection", "java", "ledger", "lock", "manifest", "pipeline",

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lensspark import ledger, schema, source
+from lensspark import arrow, ledger, schema
 
 TOLD = {"run_id": "a", "model_sha256": "b"}
 
@@ -27,8 +27,8 @@ def judged(rows):
     given = {name: rows.column(name).to_pylist() for name in rows.schema.names}
     given |= {"is_hit": [True] * len(rows), "veto": given["fiberid"], "z_source": [2.5] * len(rows)}
     given |= {name: [value] * len(rows) for name, value in TOLD.items()}
-    fields = [(column.name, source.ARROW[column.type]) for column in schema.LEDGER.columns]
-    table = pa.table({name: pa.array(given.get(name, [None] * len(rows)), kind) for name, kind in fields})
+    fields = arrow.schema_of(schema.LEDGER)
+    table = pa.table({field.name: pa.array(given.get(field.name, [None] * len(rows)), field.type) for field in fields})
     return table, {key: i for i, key in enumerate(zip(*(table[name].to_pylist() for name in ledger.KEY), strict=True))}
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from lensspark import schema
+from lensspark.arrow import to_arrow
 from lensspark.boss import Spectra
 from lensspark.config import Config
 from lensspark.feed import data_hash
 from lensspark.galaxy_bins import half_bin_pixels, shift_pixels
 from lensspark.session import EXIT_DONE, EXIT_QUARANTINE
-from lensspark.source import to_arrow
 from lensspark.spectrum import pixel, wavelength, window_pixels
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import pandas as pd
 import pyarrow as pa
 
 from lensspark import schema
+from lensspark.arrow import schema_of
 from lensspark.config import Config
 from lensspark.galaxy_bins import measure, reaches, sound_ivar
-from lensspark.source import ARROW
 from lensspark.training_set.common import KEY, Frame, by_hash, plane, plates_of
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def measure_galaxies(backdrops: DataFrame, splits: dict[int, str], path: Path, c
 
 def _measurer(config: Config, frame: Frame) -> Callable[[pa.Table], pa.Table]:
     settings, inputs, first = config.survey_training, config.input, frame.first - frame.margin
-    types = pa.schema([(column.name, ARROW[column.type]) for column in schema.GALAXIES.columns])
+    types = schema_of(schema.GALAXIES)
 
     def measure_bin(group: pa.Table) -> pa.Table:
         group = group.sort_by([(name, "ascending") for name in KEY])

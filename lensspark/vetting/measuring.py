@@ -17,7 +17,7 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from lensspark import exposures, lensing, measure, schema, source
+from lensspark import arrow, exposures, lensing, measure, schema, source
 from lensspark.boss import UNREADABLE, Fault, Key, Survey, full_files, read_exposures
 from lensspark.config import Config
 from lensspark.counterpart import counterpart
@@ -104,7 +104,7 @@ def measured(spark: SparkSession, survey: Survey, wanted: DataFrame, model: Mode
         files, its_targets, distances = shared.value
         own = Model(files)
         for rows in _apart(_readable(batch.to_pandas()).merge(its_targets, on=KEY) for batch in batches):
-            yield source.from_pandas(_measure(rows, own, vetting, distances), MEASURED)
+            yield arrow.from_pandas(_measure(rows, own, vetting, distances), MEASURED)
 
     return source.map_files(spark, parts, options, work, MEASURED)
 
