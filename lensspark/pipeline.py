@@ -92,8 +92,8 @@ def score(spark: SparkSession, run: Run) -> tuple[list[str], dict[str, Any]]:
     todo = [unit for unit in run.manifest.survey.units if manifest.key_of(run.manifest, unit) not in found.same]
     run.facts["incremental"] = {"former_run_id": finished_card(run.out)["run_id"], **found.counts}
     tables, facts = blocks.score(spark, run, todo)
-    store.write(carried(spark, run, found), run.path("_carried"))
-    return [*tables, run.path("_carried")], facts | found.counts
+    store.write(carried(spark, run, found), table := run.path("_carried"))
+    return [*tables, table], facts | found.counts
 
 
 def carried(spark: SparkSession, run: Run, found: manifest.Changes) -> DataFrame:

@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lensspark.arrow import Work
+from lensspark.arrow import Work, schema_of
 from lensspark.boss import absolute
 from lensspark.catalogue import join, write_file
 from lensspark.schema import Column, Table
@@ -119,7 +119,7 @@ def writer(path: str, by: str = "") -> Work:
 
     def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         parts = [part._asdict() for part in write_parts(batches, path, by)]
-        yield pa.RecordBatch.from_pylist(parts, _arrow_schema(FILES.struct_type()))
+        yield pa.RecordBatch.from_pylist(parts, schema_of(FILES))
 
     return work
 

@@ -59,23 +59,22 @@ def _watch(pid: int, most: dict[str, float]) -> None:
         while root.is_running() and root.status() != psutil.STATUS_ZOMBIE:
             for process in (root, *root.children(recursive=True)):
                 try:
-                    line, size = " ".join(process.cmdline()), process.memory_info().rss / 1e6
+                    words, size = process.cmdline(), process.memory_info().rss / 1e6
+                    java = "java" in "".join(words[:1])
+                    if java and "--executor-id" in words:
+                        _confine(process, int(words[words.index("--executor-id") + 1]))
                 except psutil.Error:
                     continue
-                if "java" in line.split(" ")[0] and "--executor-id" in line:
-                    _confine(process)
-                kind = ("worker" if "pyspark" in line and "java" not in line.split(" ")[0] else
-                        "jvm" if "java" in line.split(" ")[0] else "driver" if process.pid == pid else "other")
+                kind = ("jvm" if java else "worker" if "pyspark" in " ".join(words) else
+                        "driver" if process.pid == pid else "other")
                 most[kind] = max(most.get(kind, 0.0), size)
             time.sleep(EVERY)
     except psutil.NoSuchProcess:
         return
 
 
-def _confine(executor: psutil.Process) -> None:
+def _confine(executor: psutil.Process, number: int) -> None:
     """Keeps an executor, and what it will start, on one core: the threads of its JVM would use others as well."""
-    words = executor.cmdline()
-    number = int(words[words.index("--executor-id") + 1])
     cores = sorted(os.sched_getaffinity(0))
     for thread in executor.threads():
         with suppress(ProcessLookupError):
