@@ -14,19 +14,22 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from lensspark import java
 from lensspark.config import Config, ConfigError, load, resource
 from lensspark.redaction import Formatter, without_credentials
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    import pyarrow as pa
+    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.types import StructType
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_ATTENTION = 0, 1, 2, 3
 EXIT_QUARANTINE = EXIT_ATTENTION  # done, and somebody should look: more is quarantined than the limit
@@ -99,6 +102,20 @@ def tracker(spark: SparkSession) -> Any:
 def task_slots(spark: SparkSession) -> int:
     """How many tasks Spark runs at once, 0 if it does not tell: under Spark Connect."""
     return 0 if is_remote(spark) else spark.sparkContext.defaultParallelism
+
+
+def map_tasks(spark: SparkSession, tasks: Sequence[T], work: Callable[[Iterator[T]], Iterator[pa.RecordBatch]],
+              made: StructType | str) -> DataFrame:
+    """What `work` makes of the values in `tasks`, each by a Spark task of its own: rows of the schema `made`.
+
+    Only the values go to the workers, as a broadcast, and no row that they read passes through the JVM.
+    """
+    shared = share(spark, tuple(tasks))
+
+    def run(numbers: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        yield from work(shared.value[i] for batch in numbers for i in batch.column(0).to_pylist())
+
+    return spark.range(0, len(tasks), 1, len(tasks)).mapInArrow(run, made)
 
 
 @contextmanager

@@ -40,7 +40,7 @@ from pyspark.sql.datasource import DataSource, DataSourceReader, InputPartition
 from lensspark import schema
 from lensspark.arrow import Work, faults_to_arrow, to_arrow
 from lensspark.boss import LAYOUTS, PLANES, Key, Spectra, Unit, join_catalogues, read_unit, survey_files
-from lensspark.session import share
+from lensspark.session import map_tasks
 from lensspark.spectrum import wavelength, window_pixels
 
 if TYPE_CHECKING:
@@ -191,14 +191,11 @@ def map_files(spark: SparkSession, parts: Sequence[tuple[Unit, ...]], options: O
 
     They are worked on where they are read: what `work` does not give back never reaches the JVM.
     """
-    shared = share(spark, tuple(parts))
-
-    def task(numbers: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        chosen = (shared.value[i] for batch in numbers for i in batch.column(0).to_pylist())
+    def task(chosen: Iterator[tuple[Unit, ...]]) -> Iterator[pa.RecordBatch]:
         yield from work(batch for units in chosen for batch in batches(units, options))
         _settle()
 
-    return spark.range(0, len(parts), 1, len(parts)).mapInArrow(task, table.ddl)
+    return map_tasks(spark, parts, task, table.ddl)
 
 
 @functools.cache

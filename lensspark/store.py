@@ -33,7 +33,7 @@ from lensspark.arrow import Work, schema_of
 from lensspark.boss import absolute
 from lensspark.catalogue import join, write_file
 from lensspark.schema import Column, Table
-from lensspark.session import task_slots
+from lensspark.session import map_tasks, task_slots
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -242,13 +242,12 @@ def map_rows(spark: SparkSession, paths: Sequence[str], schema: StructType, work
 
 def _map_parts(spark: SparkSession, parts: Sequence[Part], schema: StructType, work: Work, made: StructType | str
                ) -> DataFrame:
-    tasks, arrow = _tasks(parts, task_slots(spark)), _arrow_schema(schema)
+    arrow = _arrow_schema(schema)
 
-    def task(numbers: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        chosen = (part for batch in numbers for i in batch.column(0).to_pylist() for part in tasks[i])
-        yield from work(batch for part in chosen for batch in read_part(part, arrow))
+    def task(chosen: Iterator[list[Part]]) -> Iterator[pa.RecordBatch]:
+        yield from work(batch for parts in chosen for part in parts for batch in read_part(part, arrow))
 
-    return spark.range(0, len(tasks), 1, len(tasks)).mapInArrow(task, made)
+    return map_tasks(spark, _tasks(parts, task_slots(spark)), task, made)
 
 
 def _sparks(spark: SparkSession, paths: Sequence[str], schema: StructType | None) -> DataFrame:
