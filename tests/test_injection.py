@@ -36,6 +36,14 @@ class Scorer:
         return prepared(flux, ivar), np.ones(len(flux)), heat
 
 
+class Silent(Scorer):
+    """A search that has hits only where a pixel is bright."""
+
+    def __call__(self, flux, ivar, and_mask, z):
+        prepared, p_line, heat = super().__call__(flux, ivar, and_mask, z)
+        return prepared, np.where(flux.max(axis=1) > 20, p_line, 0.0), heat
+
+
 def test_lines_have_the_signal_to_noise_that_was_drawn_and_are_found_there(settings):
     score = Scorer()
     table = injection.inject(flat(), score, settings, FIRST)
@@ -74,12 +82,33 @@ def test_groups_and_redshifts_of_what_is_searched():
 
 def test_recovery_counts_visible_lines_alone():
     table = pd.DataFrame({"group": "star", "plate": 1, "mjd": 1, "fiberid": [1, 1, 2, 3],
-                          "line_snr": 5.5, "scatter": 0.8,
+                          "line_snr": 5.5, "errors": injection.REPORTED,
                           "visible": [True, True, True, False], "found": [True, False, True, False]})
-    star = injection.recovery(table)["star"]
+    scaled = table.assign(errors=injection.SCALED, line_snr=6.5)
+    star = injection.recovery(pd.concat([table, scaled]))["star"]
     assert star["spectra"] == 2 and star["recall"][0]["recall"] == pytest.approx(0.6667, abs=1e-4)
     assert star["recall"][0]["error"] == pytest.approx(np.hypot(1 / 3, 1 / 3) / 3, abs=1e-3)  # of 1, 0 | 1
-    assert star["recall_scatter"] == [star["recall"][0] | {"snr": [6.0, 7.0]}]
+    assert star["recall_scaled"] == [star["recall"][0] | {"snr": [6.0, 7.0]}]
+
+
+def test_spectra_whose_errors_are_wrong_are_tried_with_right_ones_as_well(settings):
+    noise = np.random.default_rng(4).normal(size=(N, N_PIX)).astype("f4")
+    table = pd.concat(injection.trials(flat(flux=noise), Silent(), settings, FIRST, 2))  # ivar 4: errors half too small
+    reported, scaled = (table[table["errors"] == errors] for errors in (injection.REPORTED, injection.SCALED))
+    assert len(reported) == len(scaled) == 2 * N and set(table["line_snr"].between(8, 12)) == {True}
+    assert reported["scatter"].median() == pytest.approx(2, rel=0.05)
+    assert scaled["scatter"].median() == pytest.approx(injection.MOCK_SCATTER, rel=0.05)
+    ratio = scaled["snr"].to_numpy() / reported["snr"].to_numpy()
+    assert np.median(ratio) == pytest.approx(injection.MOCK_SCATTER, rel=0.1), "in units of the scatter"
+
+
+def test_a_spectrum_that_is_a_hit_as_it_is_gets_no_line(settings):
+    bright = flat(flux=np.random.default_rng(5).normal(0, 0.5, (N, N_PIX)).astype("f4"))
+    bright["flux"][0, 600:604] = 50.0
+    table = pd.concat(injection.trials(bright, Silent(), settings, FIRST, 1))
+    assert set(table["fiberid"]) == set(range(1, N))
+    everything = {name: values[:1] for name, values in bright.items()}
+    assert not list(injection.trials(everything, Silent(), settings, FIRST, 1))
 
 
 def test_the_scatter_is_that_of_the_filtered_noise():
