@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import poisson
 
 from lensspark import config, schema
-from lensspark.vetting import known, nulls, overdensity, sky
+from lensspark.vetting import census, known, nulls, overdensity, sky
 from lensspark.vetting.evidence import overdensity_ranges
 
 SETTINGS = config.load().vetting
@@ -115,6 +115,9 @@ def test_groups_on_the_cluster(spark):
                                          "0.1D p_line")
     quiet = quiet.unionByName(spark.range(100).selectExpr("9 plate", "56000 mjd", "int(id) fiberid", "0.1D p_line"))
     scored = quiet.unionByName(frame.select("plate", "mjd", "fiberid", "p_line"))
+    nulls_of = ["'GALAXY' objtype", *(f"double(NULL) {name}" for name in (
+        "line_snr", "null_p_line", "null_snr", "shifted_p_line", "shifted_snr"))]
+    scored = census.take(scored.selectExpr("*", *nulls_of), 0.5).scored
     got, table = overdensity.with_group_excess(frame, scored, SETTINGS)
     got = got.toPandas()
     assert (got.loc[got["plate"] == 9, ["p_plate", "p_night"]] < 1e-5).all(axis=None)
@@ -167,9 +170,16 @@ def test_null_searches_are_counted_by_hand(spark):
     ], columns=["objtype", "p_line", "line_snr", "null_p_line", "null_snr", "shifted_p_line", "shifted_snr"])
     expected = {"n_scored": 5, "n_null": 4, "n_null_hits": 3, "n_null_hits_snr_6": 2, "n_shifted": 1,
                 "n_shifted_hits": 1, "n_shifted_hits_snr_6": 0, "n_sky": 2, "n_sky_hits": 2, "n_sky_hits_snr_6": 1}
-    assert nulls.counted(rows, 0.9).tolist() == [*expected.values()]
-    assert nulls.null_facts(spark.createDataFrame(rows).repartition(3), 0.9) == expected
-    assert set(nulls.null_facts(spark.createDataFrame(rows).where("p_line > 2"), 0.9).values()) == {0}
+    assert census.counted(rows, 0.9).tolist() == [*expected.values()]
+    frame = spark.createDataFrame(rows.assign(plate=[1, 1, 1, 2, 2, 2, 2], mjd=3, fiberid=range(7)))
+    got = census.take(frame.repartition(3), 0.9)
+    assert got.facts == expected
+    assert got.scored["plate"].to_dict() == {1: 3, 2: 2} and got.scored["mjd"].to_dict() == {3: 5}
+    assert got.scored["fiberid"].to_dict() == {0: 1, 1: 1, 2: 1, 3: 1, 6: 1}
+    assert sorted(got.null_hits["null_p_line"]) == [0.96, 0.97, 0.99], "not that of the sky fibre beside"
+    none = census.take(frame.where("p_line > 2"), 0.9)
+    assert set(none.facts.values()) == {0} and none.null_hits.empty
+    assert all(spectra.empty for spectra in none.scored.values())
 
 
 def test_q_values_by_hand():

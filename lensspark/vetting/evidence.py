@@ -20,7 +20,7 @@ from lensspark.config import Config
 from lensspark.eigen import DLOGLAM
 from lensspark.lines import MGII
 from lensspark.spectrum import window_pixels
-from lensspark.vetting import known, nulls, overdensity
+from lensspark.vetting import census, known, nulls, overdensity
 from lensspark.vetting.cuts import completed
 from lensspark.vetting.measuring import is_hit
 
@@ -35,7 +35,7 @@ NEUTRAL = 0.5  # a factor of the follow-up rank that could not be measured
 
 @dataclass(frozen=True)
 class Evidence:
-    """`hits`: key and COLUMNS, one row per hit; `overdensity`: schema.OVERDENSITY; `nulls`: nulls.null_facts."""
+    """`hits`: key and COLUMNS, one row per hit; `overdensity`: schema.OVERDENSITY; `nulls`: Census.facts."""
 
     hits: DataFrame
     overdensity: pd.DataFrame
@@ -59,13 +59,14 @@ def gather(ledger: DataFrame, few: DataFrame, known_lenses: pd.DataFrame, config
         *KEY, *(name for name in schema.VETTING_NAMES if name in few.columns and name not in COLUMNS))
     lines = keep(known.match_known(few.select(*KEY, *_LINE), known_lenses, v.known_lens_radius), "matched")
     lines, bins = overdensity.with_wavelength_excess(lines, v, config.read.window)
-    lines, groups = overdensity.with_group_excess(lines, ledger, v)
+    survey = census.take(ledger, config.score.threshold)
+    lines, groups = overdensity.with_group_excess(lines, survey.scored, v)
     _, n_pix = window_pixels(config.read.window)
     lines = overdensity.with_same_wave(lines, v, n_pix)
     hits = keep(completed(lines.where(is_hit(config)).join(measured, on=KEY, how="left")), "hits")
-    hits, facts = nulls.with_q_value(hits, ledger, config)
+    hits = nulls.with_q_value(hits, survey, config)
     hits = hits.withColumns({"lens_line_px": lens_line_px(), "followup": followup()})
-    return Evidence(hits.select(*KEY, *COLUMNS), pd.concat([bins, groups], ignore_index=True), facts)
+    return Evidence(hits.select(*KEY, *COLUMNS), pd.concat([bins, groups], ignore_index=True), survey.facts)
 
 
 def lens_line_px() -> Column:

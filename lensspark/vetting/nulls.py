@@ -17,18 +17,14 @@ Ann. Appl. Stat. 2, 197: separate classes).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from scipy.special import gammaincinv
 
 from lensspark import config
-from lensspark.selection import text
+from lensspark.vetting.census import Census
 from lensspark.vetting.cuts import CUTS, Veto
 
 CONFIDENCE = 0.8413  # one sigma, one-sided; Gehrels 1986
@@ -36,8 +32,6 @@ CONFIDENCE = 0.8413  # one sigma, one-sided; Gehrels 1986
 ARTEFACT = (Veto.MASK_FRACTION | Veto.LINE_HITS | Veto.OVERDENSITY_LENS | Veto.OVERDENSITY_OBSERVED | Veto.SAME_WAVE
             | Veto.FIBRE | Veto.PLATE | Veto.NIGHT | Veto.NEIGHBOUR | Veto.REPEAT | Veto.COSMIC_RAY
             | Veto.EXPOSURES)
-KINDS = ("null", "shifted", "sky")
-_COUNTED = ("objtype", "p_line", "line_snr", "null_p_line", "null_snr", "shifted_p_line", "shifted_snr")
 
 
 def upper_limit(n: np.ndarray) -> np.ndarray:
@@ -72,13 +66,10 @@ def is_artefact(settings: config.Config) -> Column:
     return explained
 
 
-def with_q_value(hits: DataFrame, ledger: DataFrame, settings: config.Config) -> tuple[DataFrame, dict[str, Any]]:
-    """`hits` (with all that the cuts read) with `q_value`, and what the null searches found (run.json's `nulls`)."""
-    edge, threshold = settings.vetting.q_snr_edge, settings.score.threshold
-    facts = null_facts(ledger, threshold)
+def with_q_value(hits: DataFrame, survey: Census, settings: config.Config) -> DataFrame:
+    """`hits` (with all that the cuts read) with `q_value`."""
+    edge, facts, nulls = settings.vetting.q_snr_edge, survey.facts, survey.null_hits
     weight = facts["n_scored"] / facts["n_null"] if facts["n_null"] else np.inf
-    upside_down = ledger.where(_flipped() & (F.col("null_p_line") > threshold) & ~F.isnan("null_p_line"))
-    nulls = upside_down.select("null_p_line", "null_snr").toPandas()
     found = hits.where(~is_artefact(settings)).select("p_line", "line_snr").toPandas()
     steps = {}
     for bright in (False, True):
@@ -99,43 +90,4 @@ def with_q_value(hits: DataFrame, ledger: DataFrame, settings: config.Config) ->
         return pd.Series(out, index=p_line.index)
 
     q_value = F.when(is_artefact(settings), 1.0).otherwise(look_up("p_line", "line_snr"))
-    return hits.withColumn("q_value", q_value), facts
-
-
-def _flipped() -> Column:
-    """Rows searched upside down; of sky fibres that are not selected the null is the spectrum itself."""
-    return F.col("p_line").isNotNull() & F.col("null_p_line").isNotNull()
-
-
-def null_facts(ledger: DataFrame, threshold: float) -> dict[str, int]:
-    """`counted` of the whole ledger."""
-    names = ["n_scored", *(f"n_{kind}{what}" for kind in KINDS for what in ("", "_hits", "_hits_snr_6"))]
-
-    def count(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        parts = list(batches)  # a task's rows at once, seven narrow columns: pandas takes long for each call
-        if parts:
-            found = counted(pa.Table.from_batches(parts).to_pandas(), threshold)
-            yield pa.RecordBatch.from_arrays([pa.array([n], pa.int64()) for n in found], names=names)
-
-    # Thirty conditional sums in one query take Spark's code generator seconds, and numpy none.
-    found = ledger.select(*_COUNTED).mapInArrow(count, ", ".join(f"{name} long" for name in names)).toPandas()
-    return {name: int(n) for name, n in found.sum().items()}
-
-
-def counted(rows: pd.DataFrame, threshold: float) -> np.ndarray:
-    """Of `rows` (_COUNTED): how many are scored; and of each of KINDS how many, its hits, and its hits of S/N 6 and up.
-
-    null: searched upside down; shifted: redwards of the window; sky: sky fibres, selected or not.
-    """
-    scored = rows["p_line"].notna()
-    sky_snr = rows["line_snr"].where(scored, rows["null_snr"])
-    sky = text(rows["objtype"]) == "SKY"
-    searched = {"null": (scored, rows["null_p_line"], rows["null_snr"]),
-                "shifted": (True, rows["shifted_p_line"], rows["shifted_snr"]),
-                "sky": (sky, rows["p_line"].fillna(rows["null_p_line"]), sky_snr)}
-    found = [scored.sum()]
-    for kind in KINDS:
-        among, p, snr = searched[kind]
-        hit = among & (p > threshold)
-        found += [(among & p.notna()).sum(), hit.sum(), (hit & (snr >= 6)).sum()]
-    return np.array(found, np.int64)
+    return hits.withColumn("q_value", q_value)

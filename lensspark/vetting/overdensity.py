@@ -23,11 +23,12 @@ from scipy.special import gammainc, ndtri
 from lensspark import schema
 from lensspark.config import Vetting
 from lensspark.eigen import DLOGLAM
+from lensspark.vetting import census
 
 MEDIAN_FLOOR = 1.0   # lines per bin; Shu et al. 2016: a pair in an empty part of a small run is no over-density
 BETWEEN_FRAMES = 4.0  # sigma; lines above it in the lens's frame are not counted in the observed one (Shu et al. 2016)
 KEY = [column.name for column in schema.KEY]
-GROUPS = {"p_fibre": "fiberid", "p_plate": "plate", "p_night": "mjd"}
+GROUPS = dict(zip(("p_fibre", "p_plate", "p_night"), census.GROUPS, strict=True))
 
 
 def counted(vetting: Vetting) -> Column:
@@ -121,25 +122,18 @@ def _lookup(table: pd.DataFrame, value: str) -> Callable[[Column], Column]:
     return look_up
 
 
-def with_group_excess(lines: DataFrame, scored: DataFrame, settings: Vetting) -> tuple[DataFrame, pd.DataFrame]:
+def with_group_excess(lines: DataFrame, scored: dict[str, pd.Series], settings: Vetting
+                      ) -> tuple[DataFrame, pd.DataFrame]:
     """`lines` with p_fibre, p_plate, p_night, and the groups that were compared (schema.OVERDENSITY).
 
-    Expected is the survey's mean rate times the spectra of `scored` (those with a p_line) in the group.
+    Expected is the survey's mean rate times the `scored` spectra in the group (census.Census).
     """
     tables = []
-    spectra, found = (_group_counts(df) for df in (scored.where("p_line IS NOT NULL"), lines.where(counted(settings))))
+    found = lines.where(counted(settings)).select(*GROUPS.values()).toPandas()
     for name, by in GROUPS.items():
-        table = group_excess(spectra.get(by, pd.Series(dtype=int)), found.get(by, pd.Series(dtype=int)), by, settings)
-        tables.append(table)
+        tables.append(table := group_excess(scored[by], found[by].value_counts(), by, settings))
         lines = lines.withColumn(name, _lookup(table, "probability")(F.col(by)))
     return lines, pd.concat(tables, ignore_index=True)
-
-
-def _group_counts(df: DataFrame) -> dict[str, pd.Series]:
-    """Group by -> rows of `df` in each of its groups, from one pass."""
-    members = F.explode(F.array(*(F.struct(F.lit(by).alias("by"), F.col(by).alias("group")) for by in GROUPS.values())))
-    counts = df.select(members.alias("in")).groupBy("in.by", "in.group").count().toPandas()
-    return {by: rows.set_index("group")["count"] for by, rows in counts.groupby("by")}
 
 
 def group_excess(spectra: pd.Series, found: pd.Series, frame: str, settings: Vetting) -> pd.DataFrame:
