@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import pyarrow as pa
 
 from lensspark import blocks, catalogue, delta, gate, inference, ledger, manifest, report, schema, store, vetting
 from lensspark.config import Config
@@ -70,14 +71,12 @@ def predict(spark: SparkSession, run: Run) -> int:
             scored = store.read(spark, tables, schema.SCORED.struct_type())
             rows = scored.where("reason IS NULL").drop("reason", "hdu")
         with run.stage("measure") as facts:
-            lines = keep(spark, run, evidence.at_stake(rows, run.config), "lines")
-            measured = measure(spark, rows, lines.where(measuring.is_hit(run.config)), run)
-            facts["hits"] = measured.count()
+            lines = evidence.at_stake(rows, run.config)
+            lines, facts["hits"] = measure(spark, rows, lines, run)
         check_unaltered(run)
         with run.stage("vet") as facts:
             write_quarantine(scored.where("reason IS NOT NULL"), run)
             through = partial(store.map_rows, spark, tables, schema.SCORED.struct_type())
-            lines = evidence.attach(lines, measured)
             written, funnel = write_verdicts(spark, rows, lines, run, through)
             facts |= funnel["counts"]
         run.manifest.write(run.path(manifest.NAME))
@@ -116,13 +115,15 @@ def carried(spark: SparkSession, run: Run, found: manifest.Changes) -> DataFrame
     return kept.select(*schema.SCORED.names)
 
 
-def measure(spark: SparkSession, rows: DataFrame, hits: DataFrame, run: Run) -> DataFrame:
-    """What the spectra of `hits` and of their neighbours and repeats among `rows` say, one row per hit."""
-    wanted = keep(spark, run, measuring.targets(rows, hits, run.config), "targets")
+def measure(spark: SparkSession, rows: DataFrame, lines: pa.Table, run: Run) -> tuple[pa.Table, int]:
+    """`lines` with what their spectra, and those of their neighbours and repeats among `rows`, say of the hits among
+    them; and how many hits they are."""
+    every = lines.to_pandas()
+    hits = every[measuring.is_hit(every, run.config)]
+    wanted = measuring.targets(rows, hits, run.config)
     found = measuring.measured(spark, run.manifest.survey, wanted, run.model, run.config)
-    if found is not None:
-        found = keep(spark, run, found, "measured")
-    return keep(spark, run, measuring.gathered(wanted, found, run.config), "gathered")
+    measured = measuring.gathered(wanted, found, run.config).set_index(hits.index).drop(columns=measuring.KEY)
+    return evidence.attach(lines, measured.reindex(every.index)), len(hits)
 
 
 def check_unaltered(run: Run) -> None:
@@ -132,23 +133,16 @@ def check_unaltered(run: Run) -> None:
                            f"is {paths[0]}; --resume searches these again")
 
 
-def keep(spark: SparkSession, run: Run, df: DataFrame, name: str) -> DataFrame:
-    """`df`, a small table, stored below the run's folder until its end."""
-    store.write(df, run.path(f"_{name}"))
-    return store.read(spark, run.path(f"_{name}"), df.schema)
-
-
-def write_verdicts(spark: SparkSession, rows: DataFrame, lines: DataFrame, run: Run, through: Through
+def write_verdicts(spark: SparkSession, rows: DataFrame, lines: pa.Table, run: Run, through: Through
                    ) -> tuple[DataFrame, dict[str, Any]]:
     """Gathers the evidence for all hits, cuts, writes ledger and overdensity; the ledger and the funnel.
 
     rows: every readable spectrum, scored; lines: those of them `at_stake`, hits with what was measured of them;
     through: as `rows`.mapInArrow (ledger.write).
     """
-    found = evidence.gather(rows, lines, run.known_lenses, run.config, partial(keep, spark, run))
+    found = evidence.gather(rows, lines, run.known_lenses, run.config)
     write_overdensity(run, found.overdensity)
-    hits = evidence.attach(lines.where(measuring.is_hit(run.config)), found.hits)
-    written = write_ledger(spark, hits, run, through)
+    written = write_ledger(spark, spark.createDataFrame(found.hits), run, through)
     quarantine = store.read(spark, run.path("quarantine"), schema.QUARANTINE.struct_type())
     ranges = evidence.overdensity_ranges(found.overdensity, run.config.vetting.overdensity_bin_px)
     funnel = vetting.funnel(written, run.config, quarantine.count())

@@ -97,7 +97,7 @@ def recut(spark: SparkSession, run: Run, parent: str) -> int:
             if run.grades is not None:
                 rows = graded(rows, run.grades)
             rows = identified(rows, run.config.vetting.min_p_identity).drop("is_hit")
-            lines = pipeline.keep(spark, run, evidence.at_stake(rows, run.config), "lines")
+            lines = evidence.at_stake(rows, run.config)
             written, funnel = pipeline.write_verdicts(spark, rows, lines, run, rows.mapInArrow)
             facts |= funnel["counts"]
         return pipeline.publish(spark, run, written, funnel)

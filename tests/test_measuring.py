@@ -6,6 +6,7 @@ import shutil
 import boss_files as bf
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from astropy.io import fits
 from small_model import make_model
@@ -15,7 +16,7 @@ from lensspark.boss import survey_files
 from lensspark.config import resource
 from lensspark.eigen import Basis
 from lensspark.mock import files
-from lensspark.vetting import Veto, measuring, vet
+from lensspark.vetting import Veto, evidence, measuring, vet
 
 SETTINGS = config.load([], ["score.threshold=0.5", "read.layout=lite"])
 PLATE, MJD = 4100, 55300
@@ -85,9 +86,21 @@ def gathered(spark, survey):
     types = {column.name: column.type for column in schema.SCORED.columns}
     scored = spark.createDataFrame(rows, ", ".join(f"{name} {types[name]}" for name in names))
     scored = schema.SCORED.conform(scored)
-    wanted = measuring.targets(scored, scored.where(measuring.is_hit(SETTINGS)), SETTINGS)
+    wanted = measuring.targets(scored, hits_of(scored), SETTINGS)
     measured = measuring.measured(spark, survey_files(str(survey)), wanted, make_model(), SETTINGS)
-    return wanted.toPandas(), measuring.gathered(wanted, measured, SETTINGS)
+    return wanted, measuring.gathered(wanted, measured, SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def vetted(spark, gathered):
+    """The cuts' verdicts on those hits, by fibre."""
+    hits = evidence.attach(pa.Table.from_pandas(gathered[1][measuring.KEY], preserve_index=False), gathered[1])
+    hits = spark.createDataFrame(hits.drop_columns(["z_source"])).selectExpr("*", *OF_THE_SEARCH)
+    return vet(hits, SETTINGS).toPandas().set_index("fiberid")
+
+
+def hits_of(scored):
+    return scored.where("p_line > 0.5").toPandas()
 
 
 def test_targets_are_the_hits_their_neighbours_and_repeats(gathered):
@@ -101,7 +114,7 @@ def test_targets_are_the_hits_their_neighbours_and_repeats(gathered):
 
 
 def test_neighbours_repeats_and_vanished_spectra(gathered):
-    got = gathered[1].toPandas().set_index("fiberid")
+    got = gathered[1].set_index("fiberid")
     assert len(got) == 3 and set(got.columns) >= {*measure.COLUMNS, "n_repeat", "neighbour_ratio", "repeat_snr"}
     bright = got.loc[10]
     assert bright["neighbour_fiber"] == 11 and bright["n_neighbour"] == 2
@@ -115,9 +128,8 @@ def test_neighbours_repeats_and_vanished_spectra(gathered):
     assert gone[list(measure.COLUMNS)].isna().all() and gone["n_repeat"] == 1 and pd.isna(gone["repeat_tension"])
 
 
-def test_a_hit_that_could_not_be_read_again_fails_and_a_contradicted_one_too(gathered):
-    hits = gathered[1].selectExpr("*", *OF_THE_SEARCH)
-    veto = vet(hits, SETTINGS).toPandas().set_index("fiberid")["veto"]
+def test_a_hit_that_could_not_be_read_again_fails_and_a_contradicted_one_too(vetted):
+    veto = vetted["veto"]
     assert veto[13] & Veto.OII and veto[13] & Veto.SKEWNESS and not veto[13] & Veto.REPEAT
     assert veto[500] & Veto.REPEAT and veto[10] & Veto.NEIGHBOUR and not veto[10] & Veto.REPEAT
 
@@ -154,9 +166,8 @@ def test_a_stars_absorption_lines_are_no_line_between_them_and_a_galaxys_emissio
     assert snr[2] > 10 and snr[3] > 10, "what leaks must not go with the model"
 
 
-def test_a_line_of_one_exposure_is_vetoed_and_one_of_all_is_not(gathered):
-    hits = gathered[1].selectExpr("*", *OF_THE_SEARCH)
-    got = vet(hits, SETTINGS).toPandas().set_index("fiberid")
+def test_a_line_of_one_exposure_is_vetoed_and_one_of_all_is_not(vetted):
+    got = vetted
     assert got.loc[[10, 500], "n_exposures"].tolist() == [3, 3] and got.loc[[13], "n_exposures"].isna().all()
     real, spike = got.loc[10], got.loc[500]
     assert not real["veto"] & Veto.EXPOSURES and real["exposure_tension"] < 1 and real["exposure_rest_snr"] > 8
@@ -183,14 +194,13 @@ def test_a_file_that_the_system_can_no_longer_read_stops_the_search(spark, surve
     path.unlink()
     path.symlink_to(path)
     wanted = gathered[0].assign(path=gathered[0]["path"].str.replace(str(survey), str(root)))
-    wanted = spark.createDataFrame(wanted, measuring.TARGETS.struct_type())
     with pytest.raises(Exception, match="0011.fits: cannot be read: OSError: Too many levels"):
-        measuring.measured(spark, survey_files(str(root)), wanted, make_model(), SETTINGS).count()
+        measuring.measured(spark, survey_files(str(root)), wanted, make_model(), SETTINGS)
 
 
 def test_no_hits_no_reading(spark, survey):
     scored = schema.SCORED.conform(spark.createDataFrame([], schema.SCORED.struct_type()))
-    wanted = measuring.targets(scored, scored.where(measuring.is_hit(SETTINGS)), SETTINGS)
-    assert measuring.measured(spark, survey_files(str(survey)), wanted, make_model(), SETTINGS) is None
-    got = measuring.gathered(wanted, None, SETTINGS)
-    assert got.count() == 0 and {*measure.COLUMNS, "n_repeat"} <= set(got.columns)
+    wanted = measuring.targets(scored, hits_of(scored), SETTINGS)
+    measured = measuring.measured(spark, survey_files(str(survey)), wanted, make_model(), SETTINGS)
+    got = measuring.gathered(wanted, measured, SETTINGS)
+    assert measured.empty and got.empty and {*measure.COLUMNS, "n_repeat"} <= set(got.columns)

@@ -14,20 +14,13 @@ from lensspark.vetting.evidence import overdensity_ranges
 SETTINGS = config.load().vetting
 WINDOW = (3800.0, 5000.0)
 PX = np.log(10) * 1e-4  # relative width of a pixel
-KEY = "plate int, mjd int, fiberid int, run2d string"
 
 
-def lines(spark, rows):
+def lines(rows):
     """Lines of S/N 9 and p 0.9 from dicts."""
     base = {"plate": 1, "mjd": 55000, "run2d": "v5", "ra": 0.0, "dec": 0.0, "z_lens": 0.5, "p_line": 0.9,
             "line_wave": 4200.0, "line_snr": 9.0, "known_lens": None}
-    table = [{**base, "fiberid": i + 1, **row} for i, row in enumerate(rows)]
-    ddl = f"{KEY}, ra double, dec double, z_lens double, p_line double, line_wave double, line_snr double, " \
-          "known_lens string"
-    names = [part.split()[0] for part in ddl.split(", ")]
-    plain = [[value.item() if isinstance(value, np.generic) else value for value in map(row.get, names)]
-             for row in table]
-    return spark.createDataFrame(plain, ddl)
+    return pd.DataFrame([{**base, "fiberid": i + 1, **row} for i, row in enumerate(rows)])
 
 
 def test_the_excess_is_the_published_one_where_counts_are_large_and_poissons_where_they_are_small():
@@ -78,16 +71,17 @@ def test_a_flagged_bin_takes_its_neighbours_along_and_the_median_runs():
     assert ranges["lens"] == []
 
 
-def test_template_residuals_and_airglow_are_told_apart_and_known_lenses_do_not_count(spark):
+def test_template_residuals_and_airglow_are_told_apart_and_known_lenses_do_not_count():
     rng = np.random.default_rng(2)
     z = rng.uniform(0.3, 0.7, 120)
     template = [{"z_lens": z[i], "line_wave": 2800 * (1 + z[i])} for i in range(40)]  # one lens-frame wavelength
     sky_line = [{"z_lens": z[40 + i], "line_wave": 4424.0} for i in range(30)]
     known_ones = [{"z_lens": z[70 + i], "line_wave": 4700.0, "known_lens": "a lens"} for i in range(30)]
     alone = [{"line_wave": 4250.0, "z_lens": 0.41}]
-    frame = lines(spark, template + sky_line + known_ones + alone)
+    frame = lines(template + sky_line + known_ones + alone + [{"line_wave": None}])
     got, table = overdensity.with_wavelength_excess(frame, SETTINGS, WINDOW)
-    got = got.toPandas().sort_values("fiberid")
+    assert got.pop("overdensity_lens").isna().tolist() == [False] * 101 + [True]
+    got, table = overdensity.with_wavelength_excess(frame[:-1], SETTINGS, WINDOW)
     assert (got["overdensity_lens"][:40] > 4).all() and (got["overdensity_lens"][40:] <= 4).all()
     assert (got["overdensity_observed"][40:70] > 4).all() and (got["overdensity_observed"][70:] <= 4).all()
     assert set(table.columns) == set(schema.OVERDENSITY.names)
@@ -108,53 +102,51 @@ def test_fibres_plates_and_nights_against_the_mean_rate():
     assert not half["flagged"].any(), "one line is no over-density"
 
 
-def test_groups_on_the_cluster(spark):
+def test_groups_of_a_survey(spark):
     rows = [{"plate": 1 + i % 2, "mjd": 55000 + i % 2} for i in range(40)] + [{"plate": 9, "mjd": 56000}] * 30
-    frame = lines(spark, rows)
+    frame = lines(rows)
     quiet = spark.range(5000).selectExpr("int(1 + id % 2) plate", "int(55000 + id % 2) mjd", "int(id) fiberid",
                                          "0.1D p_line")
     quiet = quiet.unionByName(spark.range(100).selectExpr("9 plate", "56000 mjd", "int(id) fiberid", "0.1D p_line"))
-    scored = quiet.unionByName(frame.select("plate", "mjd", "fiberid", "p_line"))
+    scored = quiet.unionByName(spark.createDataFrame(frame[["plate", "mjd", "fiberid", "p_line"]]))
     nulls_of = ["'GALAXY' objtype", *(f"double(NULL) {name}" for name in (
         "line_snr", "null_p_line", "null_snr", "shifted_p_line", "shifted_snr"))]
     scored = census.take(scored.selectExpr("*", *nulls_of), 0.5).scored
     got, table = overdensity.with_group_excess(frame, scored, SETTINGS)
-    got = got.toPandas()
     assert (got.loc[got["plate"] == 9, ["p_plate", "p_night"]] < 1e-5).all(axis=None)
     assert (got.loc[got["plate"] != 9, "p_night"] > 1e-5).all()
     assert table.groupby("frame")["n"].sum().eq(70).all()
 
 
-def test_the_same_line_in_other_fibres_of_the_plate(spark):
+def test_the_same_line_in_other_fibres_of_the_plate():
     px = 4200 * PX
     rows = [{"line_wave": 4200 + step * px} for step in (-1.4, 0, 1.4, 2.9)]
     rows += [{"plate": 2, "line_wave": 4200.0}, {"mjd": 55001, "line_wave": 4200.0},
              {"line_wave": 4200.0, "p_line": 0.1, "fiberid": 900}]  # no line: not counted, but measured
-    frame = lines(spark, rows)
-    frame = frame.selectExpr("*", "0D overdensity_observed")
-    got = overdensity.with_same_wave(frame, SETTINGS, 1192).toPandas().sort_values(["plate", "mjd", "fiberid"])
+    frame = lines(rows).assign(overdensity_observed=0.0)
+    got = overdensity.with_same_wave(frame, SETTINGS, 1192).sort_values(["plate", "mjd", "fiberid"])
     assert got["n_same_wave"].tolist() == [1, 2, 2, 1, 3, 0, 0]
     np.testing.assert_allclose(got["p_same_wave"].iloc[1], poisson.sf(1, 3 * 3 / 1192), rtol=1e-6)
     assert (got["p_same_wave"].iloc[-2:] == 1).all()
 
 
-def test_pairs_on_the_sky_are_those_of_brute_force(spark):
+def test_pairs_on_the_sky_are_those_of_brute_force():
     rng = np.random.default_rng(3)
     ra, dec = rng.uniform(0, 360, 300), np.degrees(np.arcsin(rng.uniform(-1, 1, 300)))
     ra[:4], dec[:4] = (0.0, 359.9999, 10.0, 190.0), (0.0, 0.0, 89.9999, 89.9999)  # 0 h; across the pole
     ra, dec = np.r_[ra, ra + rng.normal(0, 3e-4, 300)], np.r_[dec, np.clip(dec + rng.normal(0, 3e-4, 300), -90, 90)]
-    few = spark.createDataFrame(pd.DataFrame({"a": range(300), "ra": ra[:300], "dec": dec[:300]}))
-    many = spark.createDataFrame(pd.DataFrame({"b": range(600), "ra": ra % 360, "dec": dec}))
-    many = many.unionByName(spark.createDataFrame([(900, float("nan"), 0.0), (901, None, None)],
-                                                  "b long, ra double, dec double"))
-    got = sky.pairs(few, many, 2.0).toPandas()
+    few = pd.DataFrame({"ra": ra[:300], "dec": dec[:300]})
+    nowhere = pd.DataFrame({"ra": [np.nan, None, 0.0], "dec": [0.0, None, 91.0]})
+    many = pd.concat([nowhere, pd.DataFrame({"ra": ra % 360, "dec": dec})], ignore_index=True)
+    a, b, apart = sky.pairs(few, many, 2.0)
     from astropy import units as u
     from astropy.coordinates import SkyCoord
     one, other = SkyCoord(ra[:300], dec[:300], unit="deg"), SkyCoord(ra, dec, unit="deg")
     i, j, separation, _ = other.search_around_sky(one, 2 * u.arcsec)
-    assert set(zip(got["a"], got["b"], strict=True)) == set(zip(i, j, strict=True)) and len(got) == len(i) > 400
-    merged = got.set_index(["a", "b"])["separation"].loc[list(zip(i, j, strict=True))]
-    np.testing.assert_allclose(merged, separation.arcsec, atol=1e-5)
+    assert len(a) == len(i) > 400 and (apart == 0).sum() >= 300, "each with itself"
+    found = dict(zip(zip(a, b - 3, strict=True), apart, strict=True))
+    np.testing.assert_allclose([found[pair] for pair in zip(i, j, strict=True)], separation.arcsec, atol=1e-5)
+    assert not len(sky.pairs(few, nowhere, 2.0)[0]) and not len(sky.pairs(few[:0], many, 2.0)[0])
 
 
 def test_null_searches_are_counted_by_hand(spark):
@@ -259,15 +251,16 @@ def test_tables_that_name_no_lens_are_refused(tmp_path):
         known.read_known((str(tmp_path / "nowhere.csv"),))
 
 
-def test_lenses_are_matched_by_position_and_by_spectrum(spark):
+def test_lenses_are_matched_by_position_and_by_spectrum():
     rows = [{"ra": 10.0, "dec": 5.0}, {"ra": 10.0, "dec": 5.0 + 3 / 3600}, {"plate": 7}, {"ra": None, "dec": None}]
     table = pd.DataFrame({"name": ["far", "near", "spectrum"], "ra": [10.0, 10.0, np.nan],
                           "dec": [5.0 - 1.5 / 3600, 5.0 + 0.5 / 3600, np.nan], "plate": [-1, -1, 7],
                           "mjd": [-1, -1, 55000], "fiberid": [-1, -1, 3]})
-    got = known.match_known(lines(spark, rows).drop("known_lens"), table, 2.0).orderBy("fiberid").toPandas()
-    assert got["known_lens"].tolist() == ["near", None, "spectrum", None] and len(got) == 4
-    none = known.match_known(lines(spark, rows).drop("known_lens"), table.head(0), 2.0).toPandas()
-    assert none["known_lens"].isna().all()
+    got = known.match_known(lines(rows), table, 2.0)
+    assert got.tolist() == ["near", None, "spectrum", None]
+    assert known.match_known(lines(rows), table.head(0), 2.0).tolist() == [None] * 4
+    nothing = known.match_known(lines(rows)[:0], known.read_known(()), 2.0)
+    assert nothing.empty
 
 
 def test_bins_can_be_wider():

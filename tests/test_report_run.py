@@ -15,7 +15,6 @@ from lensspark.eigen import DLOGLAM
 from lensspark.mock import files, observe_plate
 from lensspark.report import blind, spectra
 from lensspark.simulate import Plan, write_plate
-from lensspark.vetting import measuring
 
 KEY = spectra.KEY
 FAKES = 3
@@ -45,7 +44,8 @@ def ledger(spark, run):
     spectra = spark.read.format("boss").options(**inference.reading(run.model, run.config)).load(run.spectra)
     scored = inference.score(spectra, run.model, run.config)
     rows = scored.where("reason IS NULL").drop("reason", "hdu")
-    written = pipeline.write_ledger(spark, rows.where(measuring.is_hit(run.config)), run, rows.mapInArrow)
+    hits = rows.where(rows["p_line"] > run.config.score.threshold)
+    written = pipeline.write_ledger(spark, hits, run, rows.mapInArrow)
     pipeline.write_overdensity(run, pd.DataFrame(columns=schema.OVERDENSITY.names))
     return written
 
@@ -100,8 +100,9 @@ def test_neighbours_and_repeats_are_those_of_the_search(spark, run):
     spectra_of += [(2, 55000, f, "v5_7_0", 20.0 + f, 0.0) for f in range(497, 504)]
     spectra_of += [(3, 55100, 9, "v5_7_0", 520.0 + 1.7 / 3600, 0.0), (4, 55100, 9, "v5_7_0", 520.0 + 2.3 / 3600, 0.0)]
     frame = spark.createDataFrame(spectra_of, "plate int, mjd int, fiberid int, run2d string, ra double, dec double")
-    own = pd.DataFrame([(1, 55000, 320, "26"), (2, 55000, 500, "v5_7_0")], columns=KEY)
-    found = spectra._pairs(schema.LEDGER.conform(frame), own, run.config)
+    every = schema.LEDGER.conform(frame)
+    own = every.where("plate = 1 AND fiberid = 320 OR plate = 2 AND fiberid = 500").toPandas()
+    found = spectra._pairs(every, own, run.config)
     assert {tuple(row) for row in found[["hit_fiberid", "role", "plate", "fiberid"]].itertuples(index=False)} == {
         (320, "neighbour", 1, 318), (320, "neighbour", 1, 319), (500, "neighbour", 2, 498),
         (500, "neighbour", 2, 499), (500, "repeat", 3, 9)}

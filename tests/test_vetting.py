@@ -2,12 +2,14 @@
 
 import dataclasses
 
+import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lensspark import catalogue, config, schema
-from lensspark.vetting import CUTS, STAGES, Veto, funnel, funnel_text, vet
+from lensspark.vetting import CUTS, STAGES, Veto, evidence, funnel, funnel_text, vet
 
 CONFIG = config.load([], ["score.threshold=0.5"])
 NAN = float("nan")
@@ -211,10 +213,13 @@ def test_a_row_without_a_verdict_is_an_error(spark):
         funnel(vet(scored(spark, [{}, {"p_line": None}]), CONFIG), CONFIG)
 
 
-def test_the_distance_from_the_galaxys_mg_ii_is_that_of_its_nearer_line(spark):
-    from lensspark.vetting.evidence import lens_line_px
-
+def test_the_distance_from_the_galaxys_mg_ii_is_that_of_its_nearer_line():
     waves = [1.5 * 2796.35 * 10**3e-4, 1.5 * 2803.53 * 10**-2e-4, 1.5 * 2803.53 * 10**0.02, None]
-    rows = spark.createDataFrame([(wave, 0.5) for wave in waves], "line_wave double, z_lens double")
-    found = [row.px for row in rows.select(lens_line_px().alias("px")).collect()]
-    assert found[:3] == pytest.approx([3.0, 2.0, 200.0]) and found[3] is None
+    found = evidence.lens_line_px(pd.DataFrame({"line_wave": waves, "z_lens": 0.5}))
+    assert found[:3] == pytest.approx([3.0, 2.0, 200.0]) and np.isnan(found[3])
+
+
+def test_the_priority_is_a_product_of_probabilities_and_what_was_not_measured_counts_half():
+    hits = pd.DataFrame({"q_value": [0.1, 0.1, 1.0, None], "n_repeat_confirmed": [0, 1, None, None],
+                         "p_lya": [0.8, 0.8, 1.0, None], "p_multiple": [0.5, 0.5, None, 1.0]})
+    assert evidence.followup(hits).tolist() == pytest.approx([0.9 * 0.4, 0.99 * 0.4, 0.5 * 0.5, 0.5 * 0.5])

@@ -165,10 +165,8 @@ def others(spark: SparkSession, run: Run, ledger: DataFrame, table: pd.DataFrame
 
 def _pairs(ledger: DataFrame, table: pd.DataFrame, config: Config) -> pd.DataFrame:
     """KEY, HIT_KEY and role of the neighbours and repeats of the rows of `table`, by the search's own conditions."""
-    from pyspark.sql import functions as F
-
-    chosen = ledger.join(F.broadcast(ledger.sparkSession.createDataFrame(table[KEY])), on=KEY)
-    return measuring.targets(ledger, chosen, config).where(F.col("role") != measuring.HIT).toPandas()
+    found = measuring.targets(ledger, table, config)
+    return found[found["role"] != measuring.HIT]
 
 
 def drawn(pairs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:

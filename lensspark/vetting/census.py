@@ -47,7 +47,7 @@ def take(ledger: DataFrame, threshold: float) -> Census:
             yield arrow.from_pandas(tally(pa.Table.from_batches(some).to_pandas(), threshold), TALLY)
 
     # Thirty conditional sums in one query take Spark's code generator seconds, and numpy none.
-    found = ledger.select(*_READ).mapInArrow(count, TALLY.ddl).toPandas()
+    found = ledger.select(*_READ).mapInArrow(count, TALLY.ddl).toArrow().to_pandas()
     parts = {name: found[found["what"] == name] for name in (*FACTS, *GROUPS, NULL_HIT)}
     return Census({name: int(parts[name]["n"].sum()) for name in FACTS}, parts[NULL_HIT][["null_p_line", "null_snr"]],
                   {by: parts[by].astype({"member": int}).groupby("member")["n"].sum() for by in GROUPS})

@@ -1,99 +1,97 @@
 """Evidence: everything that follows from the ledger's own columns, anew for every re-cut; no spectrum is read.
 
-The lines at stake (hits, and what over-densities count) are few; they alone are joined and shuffled. Spectra that are
-not hits are only counted.
+The lines at stake (hits, and what over-densities count) are a few in a thousand spectra: they are gathered, and
+compared in memory. Of the others a census is taken where they are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
-from pyspark.sql import Column, DataFrame
+import pyarrow as pa
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from lensspark import schema
+from lensspark import arrow, schema
 from lensspark.config import Config
 from lensspark.eigen import DLOGLAM
 from lensspark.lines import MGII
 from lensspark.spectrum import window_pixels
 from lensspark.vetting import census, known, nulls, overdensity
-from lensspark.vetting.cuts import completed
 from lensspark.vetting.measuring import is_hit
 
 KEY = [column.name for column in schema.KEY]
 # What this module makes of the ledger; the rest of schema.VETTING was measured in spectra or given by people.
 COLUMNS = ("lens_line_px", "overdensity_lens", "overdensity_observed", "p_fibre", "p_plate", "p_night", "n_same_wave",
            "p_same_wave", "known_lens", "q_value", "followup")
-_LINE = ("ra", "dec", "z_lens", *(column.name for column in schema.LINE))
-Keep = Callable[[DataFrame, str], DataFrame]
 NEUTRAL = 0.5  # a factor of the follow-up rank that could not be measured
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """`hits`: key and COLUMNS, one row per hit; `overdensity`: schema.OVERDENSITY; `nulls`: Census.facts."""
+    """`hits`: the hits with all of schema.VETTING; `overdensity`: schema.OVERDENSITY; `nulls`: Census.facts."""
 
-    hits: DataFrame
+    hits: pa.Table
     overdensity: pd.DataFrame
     nulls: dict[str, int]
 
 
-def at_stake(ledger: DataFrame, config: Config) -> DataFrame:
+def at_stake(ledger: DataFrame, config: Config) -> pa.Table:
     """The few rows of `ledger` with a line that is a hit, or that over-densities may count."""
-    counted = (F.col("p_line") >= config.vetting.overdensity_min_p_line) & ~F.isnan("p_line")
-    return ledger.where(is_hit(config) | counted)
+    least = min(config.score.threshold, config.vetting.overdensity_min_p_line)
+    return ledger.where((F.col("p_line") >= least) & ~F.isnan("p_line")).toArrow()
 
 
-def gather(ledger: DataFrame, few: DataFrame, known_lenses: pd.DataFrame, config: Config, keep: Keep) -> Evidence:
+def gather(ledger: DataFrame, few: pa.Table, known_lenses: pd.DataFrame, config: Config) -> Evidence:
     """The evidence for every hit of `ledger` (readable spectra with LINE and NULLS).
 
-    `few`: its rows `at_stake`, hits with what was measured of them, columns of schema.VETTING. `keep(df, name)` stores
-    a small table and gives it back, so that it is made once, whatever machine is lost later.
+    `few`: its rows `at_stake`, hits with what was measured of them, columns of schema.VETTING.
     """
-    v = config.vetting
-    measured = few.where(is_hit(config)).select(
-        *KEY, *(name for name in schema.VETTING_NAMES if name in few.columns and name not in COLUMNS))
-    lines = keep(known.match_known(few.select(*KEY, *_LINE), known_lenses, v.known_lens_radius), "matched")
-    lines, bins = overdensity.with_wavelength_excess(lines, v, config.read.window)
+    v, lines = config.vetting, few.to_pandas()
+    lines["known_lens"] = known.match_known(lines, known_lenses, v.known_lens_radius)
     survey = census.take(ledger, config.score.threshold)
+    lines, bins = overdensity.with_wavelength_excess(lines, v, config.read.window)
     lines, groups = overdensity.with_group_excess(lines, survey.scored, v)
-    _, n_pix = window_pixels(config.read.window)
-    lines = overdensity.with_same_wave(lines, v, n_pix)
-    hits = keep(completed(lines.where(is_hit(config)).join(measured, on=KEY, how="left")), "hits")
-    hits = nulls.with_q_value(hits, survey, config)
-    hits = hits.withColumns({"lens_line_px": lens_line_px(), "followup": followup()})
-    return Evidence(hits.select(*KEY, *COLUMNS), pd.concat([bins, groups], ignore_index=True), survey.facts)
+    lines = overdensity.with_same_wave(lines, v, window_pixels(config.read.window)[1])
+    chosen = is_hit(lines, config)
+    hits, rows = lines[chosen].assign(lens_line_px=lens_line_px), few.filter(pa.array(chosen))
+    evident = [name for name in COLUMNS if name in hits]
+    cuttable = ledger.sparkSession.createDataFrame(attach(rows, hits[evident]))
+    artefact = cuttable.select(nulls.is_artefact(config).alias("artefact")).toArrow()["artefact"].to_numpy()
+    hits["q_value"] = nulls.false_discovery(hits, artefact, survey, v.q_snr_edge)
+    hits["followup"] = followup(hits)
+    return Evidence(attach(rows, hits[list(COLUMNS)]), pd.concat([bins, groups], ignore_index=True), survey.facts)
 
 
-def lens_line_px() -> Column:
-    """Pixels between `line_wave` and the nearer line of Mg II at `z_lens`; null where that is not known."""
-    rest = F.log10(F.col("line_wave") / (1 + F.col("z_lens")))
-    return F.least(*(F.abs(rest - math.log10(line)) / DLOGLAM for line in MGII))
+def lens_line_px(hits: pd.DataFrame) -> np.ndarray:
+    """Pixels between `line_wave` and the nearer line of Mg II at `z_lens`, (n,); NaN where that is not known."""
+    rest = np.log10((hits["line_wave"] / (1 + hits["z_lens"])).to_numpy(float))
+    return np.min([np.abs(rest - math.log10(line)) / DLOGLAM for line in MGII], axis=0)
 
 
-def followup() -> Column:
+def followup(hits: pd.DataFrame) -> pd.Series:
     """Priority for follow-up, 0-1: probability that the line is there, is Lya, and is multiply imaged.
 
     (1 - q_value^(1 + n_repeat_confirmed)) x p_lya x p_multiple; a factor that was not measured counts 0.5, q of 1
     gives 0.5 too, since a run too small to tell a rate must still be ranked.
     """
-    real = 1 - F.pow(F.least(F.coalesce("q_value", F.lit(1.0)), F.lit(NEUTRAL)),
-                     1 + F.coalesce(F.col("n_repeat_confirmed"), F.lit(0)))
-    for name in ("p_lya", "p_multiple"):
-        real *= F.coalesce(F.nanvl(name, F.lit(NEUTRAL)), F.lit(NEUTRAL))
-    return real
+    times = 1 + hits["n_repeat_confirmed"].astype(float).fillna(0)
+    real = 1 - hits["q_value"].fillna(1.0).clip(upper=NEUTRAL) ** times
+    return real * hits["p_lya"].astype(float).fillna(NEUTRAL) * hits["p_multiple"].astype(float).fillna(NEUTRAL)
 
 
-def attach(ledger: DataFrame, *tables: DataFrame) -> DataFrame:
-    """`ledger` with the columns of each of `tables` (a row per hit, by key) in place of its own of that name."""
-    for table in tables:
-        names = [name for name in table.columns if name not in KEY]
-        ledger = ledger.drop(*names).join(F.broadcast(table), on=KEY, how="left")
-    return ledger
+def attach(rows: pa.Table, found: pd.DataFrame) -> pa.Table:
+    """`rows` with the columns of `found`, of as many rows, in place of their own of that name, and with all of
+    schema.VETTING; NaN and None become null."""
+    types = {field.name: field.type for field in arrow.schema_of(schema.LEDGER)}
+    columns = {name: rows[name] for name in rows.column_names}
+    columns |= {name: pa.array(found[name], from_pandas=True).cast(types[name]) for name in found.columns}
+    columns |= {name: pa.nulls(len(rows), types[name]) for name in schema.VETTING_NAMES if name not in columns}
+    return pa.table(columns)
 
 
 def overdensity_ranges(table: pd.DataFrame, bin_px: int) -> dict[str, list[Any]]:

@@ -10,15 +10,11 @@ import importlib.util
 import logging
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from lensspark.vetting import sky
-
-if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +29,7 @@ ALIASES = {
 }
 SPECTRUM = re.compile(r"\b(\d{3,5})-(\d{5})-(\d{1,4})\b")  # plate-mjd-fiber within a name
 COLUMNS = list(ALIASES)
+SPECTRUM_KEY = ["plate", "mjd", "fiberid"]
 
 
 def installed() -> str | None:
@@ -73,14 +70,13 @@ def read_table(path: str) -> pd.DataFrame:
     frame["name"] = [str(value) for value in found["name"]] if "name" in found else ""
     frame["ra"], frame["dec"] = (_degrees(found.get(what), len(table), hours) for what, hours in
                                  (("ra", True), ("dec", False)))
-    key = ("plate", "mjd", "fiberid")
-    if set(key) <= set(found):
-        for what in key:
+    if set(SPECTRUM_KEY) <= set(found):
+        for what in SPECTRUM_KEY:
             frame[what] = np.ma.filled(np.ma.asarray(found[what]).astype("i8"), -1)
     else:
         matches = [SPECTRUM.search(name) for name in frame["name"]]
         numbers = [[int(part) for part in m.groups()] if m else [-1] * 3 for m in matches]
-        frame[list(key)] = np.array(numbers, "i8").reshape(-1, 3)  # a table may have no rows
+        frame[SPECTRUM_KEY] = np.array(numbers, "i8").reshape(-1, 3)  # a table may have no rows
     if len(frame) and frame["ra"].isna().all() and (frame["plate"] < 0).all():
         raise ValueError(f"vetting.known_lenses: {path}: has columns {table.colnames}; expected positions (ra, dec) or "
                          "spectra (plate, mjd, fiberid)")
@@ -106,23 +102,12 @@ def _degrees(column, n: int, hours: bool) -> np.ndarray:
     return out
 
 
-def match_known(lines: DataFrame, known: pd.DataFrame, radius: float) -> DataFrame:
-    """`lines` with `known_lens`: the nearest lens within `radius` arcsec, else the one of the same spectrum, else null.
-
-    `lines` needs the key and `ra`, `dec`.
-    """
-    from pyspark.sql import functions as F
-
-    key = ["plate", "mjd", "fiberid", "run2d"]
-    spark = lines.sparkSession
-    if known.empty:
-        return lines.withColumn("known_lens", F.lit(None).cast("string"))
-    schema = "name string, ra double, dec double, plate int, mjd int, fiberid int"
-    table = spark.createDataFrame(known, schema)
-    placed = table.where(~F.isnan("ra")).select("name", "ra", "dec")
-    near = sky.pairs(lines.select(*key, "ra", "dec"), placed, radius)
-    near = near.groupBy(*key).agg(F.min_by("name", "separation").alias("near"))
-    spectra = table.where("plate >= 0").groupBy("plate", "mjd", "fiberid").agg(F.min("name").alias("same"))
-    named = lines.join(F.broadcast(near), on=key, how="left")
-    named = named.join(F.broadcast(spectra), on=key[:3], how="left")
-    return named.withColumn("known_lens", F.coalesce("near", "same")).drop("near", "same")
+def match_known(lines: pd.DataFrame, known: pd.DataFrame, radius: float) -> pd.Series:
+    """`known_lens` of each of `lines` (plate, mjd, fiberid, ra, dec): the nearest one of `known` within `radius`
+    arcsec, else the one of the same spectrum, else None."""
+    lens, line, separation = sky.pairs(known, lines, radius)
+    nearest = pd.Series(known["name"].to_numpy(object)[lens], index=lines.index[line]).iloc[np.argsort(separation)]
+    nearest = nearest[~nearest.index.duplicated()].reindex(lines.index)
+    spectra = known[known["plate"] >= 0].groupby(SPECTRUM_KEY)["name"].min()
+    same = lines[SPECTRUM_KEY].join(spectra, on=SPECTRUM_KEY)["name"]
+    return nearest.where(nearest.notna(), same).astype(object).where(lambda name: name.notna(), None)

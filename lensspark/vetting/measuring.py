@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from pyspark.sql import Column, DataFrame, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, SparkSession
 
 from lensspark import arrow, exposures, lensing, measure, schema, source
 from lensspark.boss import UNREADABLE, Fault, Key, Survey, full_files, read_exposures
@@ -54,50 +53,58 @@ MEASURED = schema.Table("measured", (
 ))
 
 
-def is_hit(config: Config) -> Column:
-    """The condition of a hit; null where nothing was scored."""
-    return (F.col("p_line") > config.score.threshold) & ~F.isnan("p_line")
+def is_hit(rows: pd.DataFrame, config: Config) -> np.ndarray:
+    """Which of `rows` are hits."""
+    return (rows["p_line"] > config.score.threshold).to_numpy(bool)
 
 
-def targets(rows: DataFrame, hits: DataFrame, config: Config) -> DataFrame:
-    """TARGETS: the `hits`, their neighbours and their repeats among `rows`, all readable spectra."""
-    named = hits.select(*(F.col(name).alias(f"hit_{name}") for name in (*KEY, "path")), *OF_THE_HIT, "ra", "dec")
-    own = named.withColumns({name: F.col(f"hit_{name}") for name in (*KEY, "path")}).withColumn("role", F.lit(HIT))
-    every = rows.select(*KEY, "path", "ra", "dec")
-    beside = every.drop("ra", "dec").join(F.broadcast(named), on=[
-        F.col("plate") == F.col("hit_plate"), F.col("mjd") == F.col("hit_mjd"), F.col("run2d") == F.col("hit_run2d"),
-        F.abs(F.col("fiberid") - F.col("hit_fiberid")).between(1, config.vetting.neighbour_fibres),
-        _spectrograph("fiberid") == _spectrograph("hit_fiberid"),
-    ], how="inner").withColumn("role", F.lit(NEIGHBOUR))
-    again = sky.pairs(named, every, config.vetting.repeat_radius)
-    again = again.where("plate != hit_plate OR mjd != hit_mjd").withColumn("role", F.lit(REPEAT))
-    parts = [df.select(*TARGETS.names) for df in (own, beside, again)]
-    return TARGETS.conform(parts[0].unionByName(parts[1]).unionByName(parts[2]))
+def targets(rows: DataFrame, hits: pd.DataFrame, config: Config) -> pd.DataFrame:
+    """TARGETS: the `hits`, their neighbours and their repeats among `rows`, all readable spectra, in one pass."""
+    hits = hits[[*KEY, "path", *OF_THE_HIT, "ra", "dec"]].rename(columns=dict(zip(KEY, HIT_KEY, strict=True)))
+    own = hits.assign(role=HIT, **dict(zip(KEY, (hits[name] for name in HIT_KEY), strict=True)))
+    reach, radius = config.vetting.neighbour_fibres, config.vetting.repeat_radius
+    steps = np.array([step for step in range(-reach, reach + 1) if step])
+    beside = own.loc[own.index.repeat(len(steps))].assign(role=NEIGHBOUR)
+    beside["fiberid"] += np.tile(steps, len(own))
+    beside = beside[_spectrograph(beside, "fiberid") == _spectrograph(beside, "hit_fiberid")].drop(columns="path")
+    shared = share(rows.sparkSession, (hits.drop(columns="path"), beside))
+
+    def find(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        its_hits, its_neighbours = shared.value
+        for batch in batches:
+            spectra = batch.to_pandas()
+            i, j, _ = sky.pairs(its_hits, spectra, radius)
+            again = pd.concat([its_hits.iloc[i].reset_index(drop=True),
+                               spectra[[*KEY, "path"]].iloc[j].reset_index(drop=True)], axis=1).assign(role=REPEAT)
+            again = again[(again["plate"] != again["hit_plate"]) | (again["mjd"] != again["hit_mjd"])]
+            found = pd.concat([spectra[[*KEY, "path"]].merge(its_neighbours, on=KEY), again])
+            yield arrow.from_pandas(found, TARGETS)
+
+    found = rows.select(*KEY, "path", "ra", "dec").mapInArrow(find, TARGETS.ddl).toArrow().to_pandas()
+    return pd.concat([own[list(TARGETS.names)], found], ignore_index=True)
 
 
-def _spectrograph(fiberid: str) -> Column:
-    fibres = F.when(F.col("run2d").isin(*SDSS_RUN2D), 320).otherwise(500)
-    return F.floor((F.col(fiberid) - 1) / fibres)
+def _spectrograph(spectra: pd.DataFrame, fiberid: str) -> np.ndarray:
+    return (spectra[fiberid] - 1) // np.where(spectra["run2d"].isin(SDSS_RUN2D), 320, 500)
 
 
-def measured(spark: SparkSession, survey: Survey, wanted: DataFrame, model: Model, config: Config) -> DataFrame | None:
+def measured(spark: SparkSession, survey: Survey, wanted: pd.DataFrame, model: Model, config: Config) -> pd.DataFrame:
     """MEASURED of `wanted` (TARGETS): a task reads some files of the `survey`, and measures what is wanted of them.
 
-    None if nothing is wanted. A spectrum that is broken outside the window of the search, or whose file is gone, has no
-    row; a file that the system cannot read now, but could before, fails the task.
+    A spectrum that is broken outside the window of the search, or whose file is gone, has no row; a file that the
+    system cannot read now, but could before, fails the task.
     """
-    targets = wanted.toPandas()  # names and lines of spectra, a few for each hit
-    if targets.empty:
-        return None
-    keys = [Key(*row) for row in targets[KEY].itertuples(index=False, name=None)]
-    full = full_files(survey, {key for key, role in zip(keys, targets["role"], strict=True) if role == HIT})
-    targets["full"] = [full.get(key) for key in keys]
+    if wanted.empty:
+        return pd.DataFrame(columns=MEASURED.names)
+    keys = [Key(*row) for row in wanted[KEY].itertuples(index=False, name=None)]
+    full = full_files(survey, {key for key, role in zip(keys, wanted["role"], strict=True) if role == HIT})
+    its = wanted.assign(full=[full.get(key) for key in keys])
     fibers = {path: tuple(of[["fiberid", "run2d"]].drop_duplicates().itertuples(index=False, name=None))
-              for path, of in targets.groupby("path")}
+              for path, of in its.groupby("path")}
     units = tuple(replace(unit, fibers=fibers[unit.path]) for unit in survey.units if unit.path in fibers)
     parts = source.blocks(units, TARGETS_PER_TASK, PARTS_PER_CORE * (task_slots(spark) or 1), lambda u: len(u.fibers))
     vetting = config.vetting
-    shared = share(spark, (model.files, targets, lensing.distances(vetting.cosmology)))
+    shared = share(spark, (model.files, its, lensing.distances(vetting.cosmology)))
     options = source.Options("", window=None, columns=PLANES, max_rows_per_batch=AT_ONCE)
 
     def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -106,7 +113,7 @@ def measured(spark: SparkSession, survey: Survey, wanted: DataFrame, model: Mode
         for rows in _apart(_readable(batch.to_pandas()).merge(its_targets, on=KEY) for batch in batches):
             yield arrow.from_pandas(_measure(rows, own, vetting, distances), MEASURED)
 
-    return source.map_files(spark, parts, options, work, MEASURED)
+    return source.map_files(spark, parts, options, work, MEASURED).toArrow().to_pandas()
 
 
 def _readable(rows: pd.DataFrame) -> pd.DataFrame:
@@ -175,44 +182,36 @@ def _exposures(hit: pd.Series, width: float, model: Model, vetting: Any) -> dict
     return exposures.compare(good, wave, width, vetting.exposure_flux_loss)
 
 
-def gathered(wanted: DataFrame, measured: DataFrame | None, config: Config) -> DataFrame:
-    """One row per hit of `wanted` (TARGETS): its key and all that `measured` (MEASURED) says of it.
+def gathered(wanted: pd.DataFrame, measured: pd.DataFrame, config: Config) -> pd.DataFrame:
+    """One row per hit of `wanted` (TARGETS), in its order: its key and all that `measured` (MEASURED) says of it.
 
-    A hit whose own spectrum could not be read again has nulls.
+    A hit whose own spectrum could not be read again has NaN.
     """
     v = config.vetting
-    joined = wanted.select(*KEY, *HIT_KEY, "role", "line_flux")
-    if measured is None:
-        measured = wanted.sparkSession.createDataFrame([], MEASURED.struct_type())
-    joined = joined.join(measured.drop("role"), on=[*KEY, *HIT_KEY], how="left")
-    own = joined.where(F.col("role") == HIT).select(
-        *HIT_KEY, *COLUMNS, F.col("at_flux").alias("own_flux"), F.col("at_flux_err").alias("own_err"))
-    beside = joined.where(F.col("role") == NEIGHBOUR)
-    ratio = F.when(F.col("at_snr") >= v.neighbour_min_snr, F.col("at_flux") / F.col("line_flux")).when(
-        F.col("at_snr").isNotNull(), 0.0)
-    beside = beside.withColumn("ratio", ratio).groupBy(*HIT_KEY).agg(
-        F.count("ratio").cast("int").alias("n_neighbour"), F.max("ratio").alias("neighbour_ratio"),
-        F.max_by("fiberid", "ratio").alias("brightest"))
-    again = joined.where(F.col("role") == REPEAT).join(
-        own.select(*HIT_KEY, "own_flux", "own_err"), on=HIT_KEY, how="left")
-    tension = ((1 - v.repeat_flux_loss) * F.col("own_flux") - F.col("at_flux")) / F.sqrt(
-        F.pow("own_err", F.lit(2)) + F.pow("at_flux_err", F.lit(2)))
-    again = again.groupBy(*HIT_KEY).agg(
-        F.count("*").cast("int").alias("n_repeat"),
-        F.sum((F.coalesce(F.col("at_snr") >= v.repeat_min_snr, F.lit(False))).cast("int")).cast("int")
-        .alias("n_repeat_confirmed"),
-        F.max(tension).alias("repeat_tension"),
-        F.sum(F.col("at_flux") / F.pow("at_flux_err", F.lit(2))).alias("weighted"),
-        F.sum(1 / F.pow("at_flux_err", F.lit(2))).alias("weight"))
-    every = own.join(beside, on=HIT_KEY, how="left").join(again, on=HIT_KEY, how="left")
-    none = F.col("n_repeat").isNull()
-    together = (F.col("own_flux") / F.pow("own_err", F.lit(2)) + F.col("weighted")) / F.sqrt(
-        F.pow("own_err", F.lit(-2)) + F.col("weight"))
-    every = every.withColumns({
-        "repeat_snr": together,
-        "n_repeat": F.when(none, 0).otherwise(F.col("n_repeat")).cast("int"),
-        "n_repeat_confirmed": F.when(none, 0).otherwise(F.col("n_repeat_confirmed")).cast("int"),
-        "n_neighbour": F.coalesce("n_neighbour", F.lit(0)).cast("int"),
-        "neighbour_fiber": F.when(F.col("neighbour_ratio") > 1, F.col("brightest")).cast("int"),
-    }).drop("brightest", "weighted", "weight", "own_flux", "own_err")
-    return every.withColumnsRenamed(dict(zip(HIT_KEY, KEY, strict=True)))
+    every = wanted[[*KEY, *HIT_KEY, "role", "line_flux"]].merge(measured.drop(columns="role"), on=[*KEY, *HIT_KEY],
+                                                               how="left").set_index(HIT_KEY)
+    hits, beside, again = (every[every["role"] == role] for role in (HIT, NEIGHBOUR, REPEAT))
+    out = hits[list(COLUMNS)].copy()
+
+    # Of neighbours the brightest counts; one that shows nothing has a ratio of 0, one that could not be measured none.
+    ratio = (beside["at_flux"] / beside["line_flux"]).where(beside["at_snr"] >= v.neighbour_min_snr, 0.0)
+    beside = beside.assign(ratio=ratio)[beside["at_snr"].notna()]
+    out["n_neighbour"] = beside.groupby(level=HIT_KEY).size().reindex(out.index, fill_value=0)
+    brightest = beside.sort_values("ratio", kind="stable").groupby(level=HIT_KEY)[["ratio", "fiberid"]].last()
+    brightest = brightest.reindex(out.index)
+    out["neighbour_ratio"] = brightest["ratio"]
+    out["neighbour_fiber"] = brightest["fiberid"].where(brightest["ratio"] > 1)
+
+    out["n_repeat"] = again.groupby(level=HIT_KEY).size().reindex(out.index, fill_value=0)
+    confirmed = again[again["at_snr"] >= v.repeat_min_snr]
+    out["n_repeat_confirmed"] = confirmed.groupby(level=HIT_KEY).size().reindex(out.index, fill_value=0)
+    own = hits[["at_flux", "at_flux_err"]].reindex(again.index)
+    tension = ((1 - v.repeat_flux_loss) * own["at_flux"] - again["at_flux"]) / np.hypot(
+        own["at_flux_err"], again["at_flux_err"])
+    out["repeat_tension"] = tension.groupby(level=HIT_KEY).max().reindex(out.index)
+    weight = again["at_flux_err"] ** -2.0
+    flux, weight = (values.groupby(level=HIT_KEY).sum(min_count=1).reindex(out.index)
+                    for values in (again["at_flux"] * weight, weight))
+    own_weight = hits["at_flux_err"] ** -2.0
+    out["repeat_snr"] = (hits["at_flux"] * own_weight + flux) / np.sqrt(own_weight + weight)
+    return out.rename_axis(KEY).reset_index()

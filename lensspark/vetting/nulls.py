@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column
 from pyspark.sql import functions as F
 from scipy.special import gammaincinv
 
@@ -66,28 +66,12 @@ def is_artefact(settings: config.Config) -> Column:
     return explained
 
 
-def with_q_value(hits: DataFrame, survey: Census, settings: config.Config) -> DataFrame:
-    """`hits` (with all that the cuts read) with `q_value`."""
-    edge, facts, nulls = settings.vetting.q_snr_edge, survey.facts, survey.null_hits
+def false_discovery(hits: pd.DataFrame, artefact: np.ndarray, survey: Census, edge: float) -> np.ndarray:
+    """q_value (n,) of `hits` (p_line, line_snr), 1 for each `artefact`; S/N `edge` and above has a rate of its own."""
+    facts, nulls = survey.facts, survey.null_hits
     weight = facts["n_scored"] / facts["n_null"] if facts["n_null"] else np.inf
-    found = hits.where(~is_artefact(settings)).select("p_line", "line_snr").toPandas()
-    steps = {}
-    for bright in (False, True):
-        scores = found["p_line"][(found["line_snr"] >= edge) == bright].to_numpy()
-        q = q_values(scores, nulls["null_p_line"][(nulls["null_snr"] >= edge) == bright].to_numpy(), weight)
-        order = np.argsort(scores, kind="stable")
-        steps[bright] = scores[order], q[order]
-
-    @F.pandas_udf("double")
-    def look_up(p_line: pd.Series, line_snr: pd.Series) -> pd.Series:
-        out = np.ones(len(p_line))
-        bright = (line_snr >= edge).to_numpy()
-        for side, (scores, q) in steps.items():
-            rows = np.flatnonzero(bright == side)
-            if len(scores) and len(rows):
-                at = np.searchsorted(scores, p_line.to_numpy()[rows], side="left")
-                out[rows] = q[np.minimum(at, len(q) - 1)]
-        return pd.Series(out, index=p_line.index)
-
-    q_value = F.when(is_artefact(settings), 1.0).otherwise(look_up("p_line", "line_snr"))
-    return hits.withColumn("q_value", q_value)
+    q, bright = np.ones(len(hits)), (hits["line_snr"] >= edge).to_numpy()
+    for side in (False, True):
+        rows = ~artefact & (bright == side)
+        q[rows] = q_values(hits["p_line"][rows], nulls["null_p_line"][(nulls["null_snr"] >= edge) == side], weight)
+    return q

@@ -11,31 +11,24 @@ of `overdensity_min_p_line` and `overdensity_min_snr`, known lenses left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
-from pyspark.sql import Column, DataFrame
-from pyspark.sql import functions as F
 from scipy.ndimage import maximum_filter1d, median_filter
 from scipy.special import gammainc, ndtri
 
-from lensspark import schema
 from lensspark.config import Vetting
 from lensspark.eigen import DLOGLAM
 from lensspark.vetting import census
 
 MEDIAN_FLOOR = 1.0   # lines per bin; Shu et al. 2016: a pair in an empty part of a small run is no over-density
 BETWEEN_FRAMES = 4.0  # sigma; lines above it in the lens's frame are not counted in the observed one (Shu et al. 2016)
-KEY = [column.name for column in schema.KEY]
 GROUPS = dict(zip(("p_fibre", "p_plate", "p_night"), census.GROUPS, strict=True))
 
 
-def counted(vetting: Vetting) -> Column:
-    """The lines that over-densities are made of."""
-    line = (F.col("p_line") >= vetting.overdensity_min_p_line) & ~F.isnan("p_line")
-    clear = (F.col("line_snr") >= vetting.overdensity_min_snr) & ~F.isnan("line_snr")
-    return F.coalesce(line & clear, F.lit(False)) & F.col("known_lens").isNull()
+def counted(lines: pd.DataFrame, vetting: Vetting) -> np.ndarray:
+    """Which of `lines` over-densities are made of."""
+    line = (lines["p_line"] >= vetting.overdensity_min_p_line) & (lines["line_snr"] >= vetting.overdensity_min_snr)
+    return (line & lines["known_lens"].isna()).to_numpy(bool)
 
 
 def at_least(n: np.ndarray, expected: np.ndarray) -> np.ndarray:
@@ -80,59 +73,43 @@ def histogram(counts: dict[int, int], settings: Vetting, frame: str, span: tuple
     })
 
 
-def _bin(wave: Column, settings: Vetting) -> Column:
-    return F.floor(F.log10(wave) / (settings.overdensity_bin_px * DLOGLAM)).cast("long")
-
-
-_FRAMES = {"lens": lambda: F.col("line_wave") / (1 + F.col("z_lens")), "observed": lambda: F.col("line_wave")}
-
-
-def with_wavelength_excess(lines: DataFrame, settings: Vetting, window: tuple[float, ...]
-                           ) -> tuple[DataFrame, pd.DataFrame]:
+def with_wavelength_excess(lines: pd.DataFrame, settings: Vetting, window: tuple[float, ...]
+                           ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """`lines` with overdensity_lens and overdensity_observed, and the bins of both (schema.OVERDENSITY).
 
     `window`: the wavelengths that were searched, in Angstrom.
     Each is the largest excess among the line's bin and `overdensity_grow` bins on each side.
     """
-    tables = []
-    for frame, wave in _FRAMES.items():
-        among = lines.where(counted(settings))
-        if tables:
-            among = among.where(F.coalesce(F.col("overdensity_lens") <= BETWEEN_FRAMES, F.lit(True)))
-        at = _bin(wave(), settings)
-        rows = among.where(at.isNotNull()).groupBy(at.alias("bin")).count().collect()  # a few hundred bins
-        low, high = (int(np.log10(edge) / (settings.overdensity_bin_px * DLOGLAM)) for edge in window)
-        span = (low, high) if frame == "observed" else None
-        table = histogram({row["bin"]: row["count"] for row in rows}, settings, frame, span)
+    tables, among = [], counted(lines, settings)
+    for frame, wave in (("lens", lines["line_wave"] / (1 + lines["z_lens"])), ("observed", lines["line_wave"])):
+        at = _bin(wave, settings)
+        bins, n = np.unique(at[among & at.notna()].astype(int), return_counts=True)
+        span = tuple(_bin(pd.Series(window), settings).astype(int)) if frame == "observed" else None
+        table = histogram(dict(zip(bins.tolist(), n.tolist(), strict=True)), settings, frame, span)
         tables.append(table)
         # Between and beyond the occupied bins there is no line but this one, which was not counted.
-        empty = F.when(wave().isNotNull() & ~F.isnan(wave()), -np.sqrt(MEDIAN_FLOOR))
-        lines = lines.withColumn(f"overdensity_{frame}", F.coalesce(_lookup(table, "excess")(at), empty))
+        empty = pd.Series(np.where(at.notna(), -np.sqrt(MEDIAN_FLOOR), np.nan), index=lines.index)
+        excess_there = at.map(pd.Series(table["excess"].to_numpy(float), index=table["bin"].to_numpy(float)))
+        lines = lines.assign(**{f"overdensity_{frame}": excess_there.fillna(empty)})
+        among = among & ~(lines[f"overdensity_{frame}"] > BETWEEN_FRAMES).to_numpy()
     return lines, pd.concat(tables, ignore_index=True)
 
 
-def _lookup(table: pd.DataFrame, value: str) -> Callable[[Column], Column]:
-    """A function of a column of bins: their `value` in schema.OVERDENSITY's `table`, null where it has no such bin."""
-    known = pd.Series(table[value].to_numpy(float), index=table["bin"].to_numpy(float))
-
-    @F.pandas_udf("double")
-    def look_up(bins: pd.Series) -> pd.Series:
-        return bins.astype(float).map(known)
-
-    return look_up
+def _bin(wave: pd.Series, settings: Vetting) -> pd.Series:
+    """The bin of log10 wavelength of each `wave` in Angstrom; NaN where there is none."""
+    return np.floor(np.log10(wave.where(wave > 0)) / (settings.overdensity_bin_px * DLOGLAM))
 
 
-def with_group_excess(lines: DataFrame, scored: dict[str, pd.Series], settings: Vetting
-                      ) -> tuple[DataFrame, pd.DataFrame]:
+def with_group_excess(lines: pd.DataFrame, scored: dict[str, pd.Series], settings: Vetting
+                      ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """`lines` with p_fibre, p_plate, p_night, and the groups that were compared (schema.OVERDENSITY).
 
     Expected is the survey's mean rate times the `scored` spectra in the group (census.Census).
     """
-    tables = []
-    found = lines.where(counted(settings)).select(*GROUPS.values()).toPandas()
+    tables, found = [], lines[counted(lines, settings)]
     for name, by in GROUPS.items():
         tables.append(table := group_excess(scored[by], found[by].value_counts(), by, settings))
-        lines = lines.withColumn(name, _lookup(table, "probability")(F.col(by)))
+        lines = lines.assign(**{name: lines[by].map(table.set_index("bin")["probability"])})
     return lines, pd.concat(tables, ignore_index=True)
 
 
@@ -149,31 +126,19 @@ def group_excess(spectra: pd.Series, found: pd.Series, frame: str, settings: Vet
     })
 
 
-def with_same_wave(lines: DataFrame, settings: Vetting, n_pix: int) -> DataFrame:
+def with_same_wave(lines: pd.DataFrame, settings: Vetting, n_pix: int) -> pd.DataFrame:
     """`lines` with n_same_wave, lines within `same_wave_px` in other fibres of the plate and night, and p_same_wave.
 
     The probability of so many is Poisson's for the plate's other lines, without those at over-dense wavelengths, spread
     evenly over the window's `n_pix` pixels.
     """
-    at = F.log10("line_wave") / DLOGLAM
-    own = lines.select(*KEY, at.alias("at"))
-    others = lines.where(counted(settings)).select(
-        "plate", "mjd", F.col("fiberid").alias("other"), at.alias("other_at"),
-        F.coalesce(F.col("overdensity_observed") <= BETWEEN_FRAMES, F.lit(True)).alias("ordinary"))
-    near = F.abs(F.col("at") - F.col("other_at")) <= settings.same_wave_px
-    together = (
-        own.join(F.broadcast(others), on=["plate", "mjd"], how="left")
-        .withColumn("is_other", F.col("other") != F.col("fiberid"))
-        .groupBy(*KEY)
-        .agg(F.coalesce(F.sum((F.col("is_other") & near).cast("int")), F.lit(0)).alias("n_same_wave"),
-             F.coalesce(F.sum((F.col("is_other") & F.col("ordinary")).cast("int")), F.lit(0)).alias("n_others"))
-    )
+    at, fibre = np.log10(lines["line_wave"].to_numpy(float)) / DLOGLAM, lines["fiberid"].to_numpy()
+    among = counted(lines, settings)
+    ordinary = among & ~(lines["overdensity_observed"] > BETWEEN_FRAMES).to_numpy()
+    n, others = np.zeros(len(lines), int), np.zeros(len(lines), int)
+    for own in lines.groupby(["plate", "mjd"]).indices.values():
+        apart = fibre[own][:, None] != fibre[own]
+        near = np.abs(at[own][:, None] - at[own]) <= settings.same_wave_px
+        n[own], others[own] = (apart & near & among[own]).sum(axis=1), (apart & ordinary[own]).sum(axis=1)
     width = (2 * settings.same_wave_px + 1e-9) / n_pix
-
-    @F.pandas_udf("double")
-    def probability(n: pd.Series, others: pd.Series) -> pd.Series:
-        return pd.Series(at_least(n, others * width), index=n.index)
-
-    counts = together.select(*KEY, F.col("n_same_wave").cast("int").alias("n_same_wave"),
-                             probability("n_same_wave", "n_others").alias("p_same_wave"))
-    return lines.join(counts, on=KEY, how="left")
+    return lines.assign(n_same_wave=n, p_same_wave=at_least(n, others * width))

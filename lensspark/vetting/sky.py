@@ -1,48 +1,29 @@
-"""Positions on the sky: pairs within a radius, found by an equi-join on cells of a grid, never by a cross join.
-
-Unit vectors are cut into cubes as wide as the radius (as a chord): two positions within it lie in the same cube or in
-adjacent ones, at the poles and at 0 h as anywhere else.
-"""
+"""Positions on the sky: pairs within a radius, from trees of unit vectors, at the poles and at 0 h as anywhere else."""
 
 from __future__ import annotations
 
-import itertools
 import math
 
-from pyspark.sql import Column, DataFrame
-from pyspark.sql import functions as F
+import numpy as np
+import pandas as pd
+from scipy.spatial import KDTree
 
 ARCSEC = math.radians(1 / 3600)
 
 
-def unit_vector(ra: str, dec: str) -> tuple[Column, Column, Column]:
-    """Cartesian coordinates of columns in degrees."""
-    a, d = F.radians(ra), F.radians(dec)
-    return F.cos(d) * F.cos(a), F.cos(d) * F.sin(a), F.sin(d)
+def pairs(few: pd.DataFrame, many: pd.DataFrame, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(i, j, separation in arcsec) of each row i of `few` and row j of `many` within `radius` arcsec of each other.
 
-
-def pairs(few: DataFrame, many: DataFrame, radius: float) -> DataFrame:
-    """Every row of `few` with every row of `many` within `radius` arcsec: columns of both and `separation` (arcsec).
-
-    Both have `ra`, `dec` (degrees; null or NaN matches nothing), which are dropped; no other name may be in both. `few`
-    is broadcast, so that `many` is not shuffled.
+    Both have `ra`, `dec` in degrees; null, NaN and what is no position match nothing.
     """
-    chord = 2 * math.sin(radius * ARCSEC / 2)
-    axes = ("x", "y", "z")
+    (one, i), (other, j) = _tree(few), _tree(many)
+    found = one.sparse_distance_matrix(other, 2 * math.sin(radius * ARCSEC / 2), output_type="ndarray")
+    return i[found["i"]], j[found["j"]], 2 * np.arcsin(np.minimum(found["v"] / 2, 1)) / ARCSEC
 
-    def placed(df: DataFrame, side: str) -> DataFrame:
-        vector = dict(zip(axes, unit_vector("ra", "dec"), strict=True))
-        known = df.where(F.col("ra").between(-720, 720) & F.col("dec").between(-90, 90))  # NaN is above all numbers
-        return known.withColumns({f"_{side}_{axis}": value for axis, value in vector.items()}).drop("ra", "dec")
 
-    shifts = ", ".join("named_struct('x', {}, 'y', {}, 'z', {})".format(*steps)
-                       for steps in itertools.product((-1, 0, 1), repeat=3))
-    left = placed(few, "few").withColumn("_shift", F.expr(f"explode(array({shifts}))"))
-    left = left.withColumns({f"_cell_{a}": (F.floor(F.col(f"_few_{a}") / chord) + F.col(f"_shift.{a}")) for a in axes})
-    right = placed(many, "many").withColumns({f"_cell_{a}": F.floor(F.col(f"_many_{a}") / chord) for a in axes})
-    cells = [f"_cell_{a}" for a in axes]
-    joined = right.join(F.broadcast(left), on=cells, how="inner")
-    squared = sum((F.pow(F.col(f"_few_{a}") - F.col(f"_many_{a}"), 2) for a in axes), F.lit(0.0))
-    half = F.least(F.sqrt(squared) / 2, F.lit(1.0))
-    joined = joined.withColumn("separation", 2 * F.asin(half) / ARCSEC).where(F.col("separation") <= radius)
-    return joined.drop("_shift", *cells, *(f"_{side}_{a}" for side in ("few", "many") for a in axes))
+def _tree(places: pd.DataFrame) -> tuple[KDTree, np.ndarray]:
+    """The known positions among `places`, and their rows."""
+    ra, dec = places["ra"].to_numpy(float), places["dec"].to_numpy(float)
+    known = np.flatnonzero((np.abs(ra) <= 720) & (np.abs(dec) <= 90))
+    a, d = np.radians(ra[known]), np.radians(dec[known])
+    return KDTree(np.column_stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)])), known
