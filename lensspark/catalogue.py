@@ -69,25 +69,16 @@ def _truncate(units: np.ndarray) -> np.ndarray:
     return np.floor(units + NAME_TOLERANCE).astype("i8")
 
 
-def candidates(ledger: DataFrame, limit: int | None = None) -> DataFrame:
-    """The ledger's rows with `veto == 0`, named and ranked, as schema.CANDIDATES; at most the `limit` best.
+def candidates(ledger: DataFrame) -> pd.DataFrame:
+    """The ledger's rows with `veto == 0`, named and ranked, as schema.CANDIDATES: the few that people look at.
 
     Rank: followup, then p_line, then line_snr, all descending; then the key, so that the order is total.
     """
-    from pyspark.sql import Window
-    from pyspark.sql import functions as F
-
-    @F.pandas_udf("string")
-    def name(ra: pd.Series, dec: pd.Series) -> pd.Series:
-        return pd.Series(iau_name(ra, dec), index=ra.index)
-
-    key = [F.col(column.name).asc_nulls_last() for column in schema.KEY]
-    order = [*(F.col(name).desc_nulls_last() for name in ("followup", "p_line", "line_snr")), *key]
-    kept = ledger.where(F.col("veto") == 0)
-    if limit is not None:
-        kept = kept.orderBy(*order).limit(limit)
-    ranked = kept.withColumn("rank", F.row_number().over(Window.orderBy(*order)))
-    return schema.CANDIDATES.conform(ranked.withColumn("name", name("ra", "dec"))).orderBy("rank")
+    table, best = ledger.where("veto = 0").toPandas(), ["followup", "p_line", "line_snr"]
+    key = [column.name for column in schema.KEY]
+    table = table.sort_values([*best, *key], ascending=[False] * len(best) + [True] * len(key), ignore_index=True)
+    rank = np.arange(1, len(table) + 1, dtype=np.int32)
+    return table.assign(rank=rank, name=iau_name(table["ra"], table["dec"]))[schema.CANDIDATES.names]
 
 
 def write_products(run: str, table: pd.DataFrame) -> dict[str, str]:

@@ -152,7 +152,7 @@ def write_verdicts(spark: SparkSession, rows: DataFrame, lines: pa.Table, run: R
 def publish(spark: SparkSession, run: Run, rows: DataFrame, funnel: dict[str, Any]) -> int:
     """Candidates, report and run card of a vetted run, whose ledger is `rows`; the exit code."""
     with run.stage("publish") as facts:
-        table = catalogue.candidates(rows).toPandas()
+        table = catalogue.candidates(rows)
         made = run.path("").rstrip("/")
         catalogue.write_products(made, table)
         store.tidy(run.path("ledger"))  # whoever lists its folder, as Delta does, must see what its list says
