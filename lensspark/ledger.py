@@ -7,48 +7,36 @@ the JVM: what the cuts say of the few hits is brought to them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from operator import itemgetter
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 
 from lensspark import arrow, schema, store
 from lensspark.run import Run
 from lensspark.session import share
+from lensspark.store import Rows
 
 KEY = [column.name for column in schema.KEY]
 BY, ONE_PLATE = "plate", ("plate", "mjd", "run2d")  # its folders; what is sorted and written at once
-Through = Callable[[arrow.Work, str], DataFrame]  # what a work makes of all rows, its columns as DDL
 _FIELDS = arrow.schema_of(schema.LEDGER)
 
 
-def write(spark: SparkSession, through: Through, hits: DataFrame, run: Run) -> None:
-    """Writes the ledger of `run`: every readable row, but the hits among them as in `hits` (schema.LEDGER), which fit
-    into memory.
-
-    through(work, ddl): what `work` makes of the rows, as DataFrame.mapInArrow of a subset of schema.LEDGER's columns
-    (the others are null), or of schema.SCORED, of which the quarantined are left out.
-    """
-    judged, threshold, path = share(spark, hits.toArrow()), run.config.score.threshold, run.path("ledger")
+def write(rows: Rows, hits: DataFrame, run: Run) -> None:
+    """Writes the ledger of `run`: all of `rows`, scored ones or those of a ledger, but the hits among them as in `hits`
+    (schema.LEDGER), which fit into memory. A column of schema.LEDGER that `rows` have not is null."""
+    judged, threshold, path = share(rows.spark, hits.toArrow()), run.config.score.threshold, run.path("ledger")
     told, written = {"run_id": run.run_id, "model_sha256": run.model_sha256}, store.writer(path, BY)
 
     def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         table = judged.value
         places = {key: i for i, key in enumerate(zip(*(table[name].to_pylist() for name in KEY), strict=True))}
-        rows = plates(readable(batch) for batch in batches)
-        return written(with_verdicts(same, table, places, threshold, told) for same in rows)
+        return written(with_verdicts(same, table, places, threshold, told) for same in plates(batches))
 
-    store.finish(through(work, store.FILES.ddl), path)
-
-
-def readable(rows: pa.RecordBatch) -> pa.RecordBatch:
-    """`rows` without the quarantined ones, and without the columns that tell them."""
-    fault = [column.name for column in schema.FAULT]
-    if fault[-1] not in rows.schema.names:
-        return rows
-    return rows.filter(pc.is_null(rows["reason"])).select([name for name in rows.schema.names if name not in fault])
+    kept = [name for name in rows.table.names if name != "is_hit"]
+    store.finish(rows.map(work, store.FILES.ddl, kept), path)
 
 
 def plates(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:

@@ -6,15 +6,15 @@ import dataclasses
 import logging
 import sys
 import time
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lensspark import blocks, catalogue, delta, gate, inference, ledger, manifest, report, schema, store, vetting
 from lensspark.config import Config
-from lensspark.ledger import Through
 from lensspark.lines import source_redshift
 from lensspark.model import Model
 from lensspark.progress import line
@@ -22,6 +22,7 @@ from lensspark.promotion import products
 from lensspark.redaction import refuse_passwords
 from lensspark.run import Run, claim, finished_card, promote
 from lensspark.session import EXIT_DONE, EXIT_QUARANTINE
+from lensspark.store import Rows
 from lensspark.vetting import evidence, measuring
 from lensspark.vetting.known import read_known
 
@@ -68,16 +69,14 @@ def predict(spark: SparkSession, run: Run) -> int:
         with run.stage("score") as facts:
             tables, told = score(spark, run)
             facts |= told
-            scored = store.read(spark, tables, schema.SCORED.struct_type())
-            rows = scored.where("reason IS NULL").drop("reason", "hdu")
+            rows = Rows(spark, tables, schema.SCORED)
         with run.stage("measure") as facts:
             lines = evidence.at_stake(rows, run.config)
-            lines, facts["hits"] = measure(spark, rows, lines, run)
+            lines, facts["hits"] = measure(rows, lines, run)
         check_unaltered(run)
         with run.stage("vet") as facts:
-            write_quarantine(scored.where("reason IS NOT NULL"), run)
-            through = partial(store.map_rows, spark, tables, schema.SCORED.struct_type())
-            written, funnel = write_verdicts(spark, rows, lines, run, through)
+            n_quarantined = write_quarantine(spark, tables, run)
+            written, funnel = write_verdicts(rows, lines, n_quarantined, run)
             facts |= funnel["counts"]
         run.manifest.write(run.path(manifest.NAME))
         return publish(spark, run, written, funnel)
@@ -115,13 +114,13 @@ def carried(spark: SparkSession, run: Run, found: manifest.Changes) -> DataFrame
     return kept.select(*schema.SCORED.names)
 
 
-def measure(spark: SparkSession, rows: DataFrame, lines: pa.Table, run: Run) -> tuple[pa.Table, int]:
+def measure(rows: Rows, lines: pa.Table, run: Run) -> tuple[pa.Table, int]:
     """`lines` with what their spectra, and those of their neighbours and repeats among `rows`, say of the hits among
     them; and how many hits they are."""
     every = lines.to_pandas()
     hits = every[measuring.is_hit(every, run.config)]
     wanted = measuring.targets(rows, hits, run.config)
-    found = measuring.measured(spark, run.manifest.survey, wanted, run.model, run.config)
+    found = measuring.measured(rows.spark, run.manifest.survey, wanted, run.model, run.config)
     measured = measuring.gathered(wanted, found, run.config).set_index(hits.index).drop(columns=measuring.KEY)
     return evidence.attach(lines, measured.reindex(every.index)), len(hits)
 
@@ -133,19 +132,16 @@ def check_unaltered(run: Run) -> None:
                            f"is {paths[0]}; --resume searches these again")
 
 
-def write_verdicts(spark: SparkSession, rows: DataFrame, lines: pa.Table, run: Run, through: Through
-                   ) -> tuple[DataFrame, dict[str, Any]]:
+def write_verdicts(rows: Rows, lines: pa.Table, n_quarantined: int, run: Run) -> tuple[DataFrame, dict[str, Any]]:
     """Gathers the evidence for all hits, cuts, writes ledger and overdensity; the ledger and the funnel.
 
-    rows: every readable spectrum, scored; lines: those of them `at_stake`, hits with what was measured of them;
-    through: as `rows`.mapInArrow (ledger.write).
+    rows: every spectrum, scored, or of a ledger; lines: those of them `at_stake`, hits with what was measured of them.
     """
     found = evidence.gather(rows, lines, run.known_lenses, run.config)
     write_overdensity(run, found.overdensity)
-    written = write_ledger(spark, spark.createDataFrame(found.hits), run, through)
-    quarantine = store.read(spark, run.path("quarantine"), schema.QUARANTINE.struct_type())
+    written = write_ledger(rows, rows.spark.createDataFrame(found.hits), run)
     ranges = evidence.overdensity_ranges(found.overdensity, run.config.vetting.overdensity_bin_px)
-    funnel = vetting.funnel(written, run.config, quarantine.count())
+    funnel = vetting.funnel(written, run.config, n_quarantined)
     return written, funnel | {"nulls": found.nulls, "overdensity": ranges}
 
 
@@ -164,21 +160,25 @@ def publish(spark: SparkSession, run: Run, rows: DataFrame, funnel: dict[str, An
     return finish(run, funnel)
 
 
-def write_quarantine(faults: DataFrame, run: Run) -> None:
-    faults = faults.select(*schema.QUARANTINE.names)
-    store.write(schema.QUARANTINE.conform(faults).coalesce(1), run.path("quarantine"))
+def write_quarantine(spark: SparkSession, tables: Sequence[str], run: Run) -> int:
+    """The faults in `tables`, schema.SCORED or QUARANTINE, as the run's quarantine; how many they are."""
+    path, columns = run.path("quarantine"), schema.QUARANTINE.struct_type()
+    write = store.writer(path)
+
+    def faults(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        found = (batch.filter(pc.is_valid(batch["reason"])) for batch in batches)
+        return write(batch for batch in found if len(batch))
+
+    return store.finish(store.map_rows(spark, tables, columns, faults, store.FILES.ddl), path, columns)
 
 
-def write_ledger(spark: SparkSession, hits: DataFrame, run: Run, through: Through) -> DataFrame:
-    """Vets `hits`, with all that the cuts read, and writes the ledger, partitioned by plate; the ledger.
-
-    through: as mapInArrow of all rows (ledger.write).
-    """
+def write_ledger(rows: Rows, hits: DataFrame, run: Run) -> DataFrame:
+    """Vets `hits`, with all that the cuts read, and writes the ledger of all `rows`, by plate; the ledger."""
     from pyspark.sql import functions as F
 
     vetted = vetting.vet(hits, run.config).withColumn("z_source", source_redshift(F.col("line_wave")))
-    ledger.write(spark, through, schema.LEDGER.conform(vetted), run)
-    return store.read(spark, run.path("ledger"), schema.LEDGER.struct_type())
+    ledger.write(rows, schema.LEDGER.conform(vetted), run)
+    return store.read(rows.spark, run.path("ledger"), schema.LEDGER.struct_type())
 
 
 def write_overdensity(run: Run, table: pd.DataFrame) -> None:

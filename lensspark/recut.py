@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
 
 from lensspark import catalogue, config, delta, grades, identity, inference, manifest, pipeline, schema, store
 from lensspark.catalogue import join
@@ -16,8 +18,7 @@ from lensspark.vetting import CUTS, evidence
 from lensspark.vetting.known import read_known
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import SparkSession
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,9 @@ FREE = {
     "score": {"threshold"}, "report": None, "limits": None,
     "output": None,
 }
+# What it takes over of a ledger; columns that are younger than the run are null.
+KEPT = schema.Table("ledger", tuple(column for column in schema.LEDGER.columns if column.name not in (
+    "veto", "run_id", "model_sha256", *evidence.COLUMNS)))
 
 
 def plan(parent: str, out: str, files: list[str], settings: list[str], graded: str | None = None) -> Run:
@@ -89,50 +93,37 @@ def _model(card: dict[str, Any]) -> Model | None:
 
 def recut(spark: SparkSession, run: Run, parent: str) -> int:
     """Writes the re-cut's ledger, candidates, report and run card; the exit code."""
+    place = products(parent)
     with run.working(spark):
         with run.stage("vet") as facts:
-            read = partial(_read, spark, products(parent))
-            pipeline.write_quarantine(read(schema.QUARANTINE, "quarantine"), run)
-            rows = read(schema.LEDGER, "ledger").drop("veto", "run_id", "model_sha256", *evidence.COLUMNS)
-            if run.grades is not None:
-                rows = graded(rows, run.grades)
-            rows = identified(rows, run.config.vetting.min_p_identity).drop("is_hit")
+            n_quarantined = pipeline.write_quarantine(spark, [join(place, "quarantine")], run)
+            rows = store.Rows(spark, [join(place, "ledger")], KEPT)
             lines = evidence.at_stake(rows, run.config)
-            written, funnel = pipeline.write_verdicts(spark, rows, lines, run, rows.mapInArrow)
+            found = lines.to_pandas()
+            found["identity"] = identified(found, run.config.vetting.min_p_identity)
+            if run.grades is not None:
+                found = graded(found, run.grades)
+            lines = evidence.attach(lines.drop_columns("is_hit"), found[["identity", "grade", "comment"]])
+            written, funnel = pipeline.write_verdicts(rows, lines, n_quarantined, run)
             facts |= funnel["counts"]
         return pipeline.publish(spark, run, written, funnel)
 
 
-def _read(spark: SparkSession, parent: str, table: schema.Table, name: str) -> DataFrame:
-    # Columns that are younger than the run are null.
-    return store.read(spark, join(parent, name), table.struct_type())
-
-
-def graded(rows: DataFrame, people: pd.DataFrame) -> DataFrame:
-    """`rows` with the grades and comments of `people` (grades.read), in place of those that they have for its keys.
+def graded(lines: pd.DataFrame, people: pd.DataFrame) -> pd.DataFrame:
+    """`lines` with the grades and comments of `people` (grades.read), in place of those that they have for its keys.
 
     Only hits get them: a grade for anything else is that of an injected fake, whose galaxy has no hit.
     """
-    from pyspark.sql import functions as F
-
-    types = "plate int, mjd int, fiberid int, run2d string, new_grade string, new_comment string"
-    new = people.rename(columns={"grade": "new_grade", "comment": "new_comment"})
     key = [column.name for column in schema.KEY]
-    table = rows.sparkSession.createDataFrame(new[[*key, "new_grade", "new_comment"]], types)
-    joined = rows.join(F.broadcast(table), on=key, how="left")
-    again = F.col("new_grade").isNotNull() & F.coalesce("is_hit", F.lit(False))
-    return joined.withColumns({
-        "grade": F.when(again, F.col("new_grade")).otherwise(F.col("grade")),
-        "comment": F.when(again, F.col("new_comment")).otherwise(F.col("comment")),
-    }).drop("new_grade", "new_comment")
+    new = lines[key].merge(people[[*key, "grade", "comment"]], on=key, how="left").set_index(lines.index)
+    again = new["grade"].notna() & (lines["is_hit"] == True)  # noqa: E712  null is not
+    return lines.assign(**{name: lines[name].where(~again, new[name]) for name in ("grade", "comment")})
 
 
-def identified(rows: DataFrame, min_p: float) -> DataFrame:
-    """`rows` with `identity` anew from their probabilities: the most probable, or undecided below `min_p`."""
-    from pyspark.sql import functions as F
-
-    best = F.greatest(*(F.col(f"p_{name}") for name in identity.NAMES))
-    name = F.coalesce(*(F.when(F.col(f"p_{name}") == best, name) for name in identity.NAMES))
-    named = F.when(best >= min_p, name).otherwise(identity.UNDECIDED)
-    measured = best.isNotNull() & ~F.isnan(best)
-    return rows.withColumn("identity", F.when(measured, named).otherwise(F.col("identity")))
+def identified(lines: pd.DataFrame, min_p: float) -> pd.Series:
+    """`identity` of `lines` anew from their probabilities: the most probable, or undecided below `min_p`; where there
+    are none it stays."""
+    p = lines[[f"p_{name}" for name in identity.NAMES]].astype(float).fillna(-1.0).to_numpy()
+    best = p.max(axis=1, initial=-1.0)
+    named = np.where(best >= min_p, np.array(identity.NAMES, object)[p.argmax(axis=1)], identity.UNDECIDED)
+    return lines["identity"].where(best < 0, pd.Series(named, lines.index))

@@ -20,6 +20,7 @@ import re
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,12 +28,13 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lensspark.arrow import Work, schema_of
 from lensspark.boss import absolute
 from lensspark.catalogue import join, write_file
-from lensspark.schema import Column, Table
+from lensspark.schema import FAULT, Column, Table
 from lensspark.session import map_tasks, task_slots
 
 if TYPE_CHECKING:
@@ -238,6 +240,31 @@ def map_rows(spark: SparkSession, paths: Sequence[str], schema: StructType, work
     Of a whole survey that is several times faster: the JVM would hand over every value of every row by itself.
     """
     return _map_parts(spark, parts_of([absolute(path) for path in paths]), schema, work, ddl)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of the Parquet tables in `paths`, with the columns of `table`, but the faults among them."""
+
+    spark: SparkSession
+    paths: Sequence[str]
+    table: Table
+
+    def columns(self, names: Iterable[str] | None = None) -> Table:
+        """Those of `names`, or all, but the ones that tell of faults."""
+        wanted = set(self.table.names if names is None else names) - {column.name for column in FAULT}
+        return Table(self.table.name, tuple(column for column in self.table.columns if column.name in wanted))
+
+    def map(self, work: Work, ddl: str, names: Iterable[str] | None = None) -> DataFrame:
+        """What `work` makes of their `columns` of these `names`, as columns `ddl`; see `map_rows`."""
+        kept, reason = self.columns(names), [column for column in self.table.columns if column.name == "reason"]
+
+        def readable(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            for batch in batches:
+                yield batch.filter(pc.is_null(batch["reason"])).select(kept.names) if reason else batch
+
+        read = Table(kept.name, (*kept.columns, *reason)).struct_type()
+        return map_rows(self.spark, self.paths, read, lambda batches: work(readable(batches)), ddl)
 
 
 def _map_parts(spark: SparkSession, parts: Sequence[Part], schema: StructType, work: Work, made: StructType | str

@@ -11,7 +11,7 @@ import pytest
 from astropy.io import fits
 from small_model import make_model
 
-from lensspark import config, exposures, measure, mock, schema
+from lensspark import config, exposures, measure, mock, schema, store
 from lensspark.boss import survey_files
 from lensspark.config import resource
 from lensspark.eigen import Basis
@@ -75,7 +75,7 @@ OF_THE_SEARCH = ("0.9D p_line", "3D line_peak", "9D line_snr", "0D line_mask_fra
 
 
 @pytest.fixture(scope="module")
-def gathered(spark, survey):
+def gathered(spark, survey, tmp_path_factory):
     """measuring.gathered of three hits, as the scoring stage would have found them."""
     rows = [(number, MJD, fibre, "v5_7_0", 150.0 + fibre, 10.0, 0.45, 0.45, 220.0, 20.0,
              0.9 if number == PLATE and fibre in (10, 13, 500) else 0.1, WAVE, FLUX,
@@ -86,7 +86,7 @@ def gathered(spark, survey):
     types = {column.name: column.type for column in schema.SCORED.columns}
     scored = spark.createDataFrame(rows, ", ".join(f"{name} {types[name]}" for name in names))
     scored = schema.SCORED.conform(scored)
-    wanted = measuring.targets(scored, hits_of(scored), SETTINGS)
+    wanted = measuring.targets(*stored(scored, tmp_path_factory.mktemp("scored")), SETTINGS)
     measured = measuring.measured(spark, survey_files(str(survey)), wanted, make_model(), SETTINGS)
     return wanted, measuring.gathered(wanted, measured, SETTINGS)
 
@@ -99,8 +99,10 @@ def vetted(spark, gathered):
     return vet(hits, SETTINGS).toPandas().set_index("fiberid")
 
 
-def hits_of(scored):
-    return scored.where("p_line > 0.5").toPandas()
+def stored(scored, folder):
+    """The rows of `scored` and the hits among them."""
+    store.write(scored, str(folder))
+    return store.Rows(scored.sparkSession, [str(folder)], schema.SCORED), scored.where("p_line > 0.5").toPandas()
 
 
 def test_targets_are_the_hits_their_neighbours_and_repeats(gathered):
@@ -198,9 +200,9 @@ def test_a_file_that_the_system_can_no_longer_read_stops_the_search(spark, surve
         measuring.measured(spark, survey_files(str(root)), wanted, make_model(), SETTINGS)
 
 
-def test_no_hits_no_reading(spark, survey):
+def test_no_hits_no_reading(spark, survey, tmp_path):
     scored = schema.SCORED.conform(spark.createDataFrame([], schema.SCORED.struct_type()))
-    wanted = measuring.targets(scored, hits_of(scored), SETTINGS)
+    wanted = measuring.targets(*stored(scored, tmp_path), SETTINGS)
     measured = measuring.measured(spark, survey_files(str(survey)), wanted, make_model(), SETTINGS)
     got = measuring.gathered(wanted, measured, SETTINGS)
     assert measured.empty and got.empty and {*measure.COLUMNS, "n_repeat"} <= set(got.columns)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import poisson
 
-from lensspark import config, schema
+from lensspark import config, schema, store
 from lensspark.vetting import census, known, nulls, overdensity, sky
 from lensspark.vetting.evidence import overdensity_ranges
 
@@ -21,6 +21,12 @@ def lines(rows):
     base = {"plate": 1, "mjd": 55000, "run2d": "v5", "ra": 0.0, "dec": 0.0, "z_lens": 0.5, "p_line": 0.9,
             "line_wave": 4200.0, "line_snr": 9.0, "known_lens": None}
     return pd.DataFrame([{**base, "fiberid": i + 1, **row} for i, row in enumerate(rows)])
+
+
+def counted(frame, folder, threshold):
+    """The census of `frame`, stored in `folder`."""
+    store.write(schema.LEDGER.conform(frame), str(folder))
+    return census.take(store.Rows(frame.sparkSession, [str(folder)], schema.LEDGER), threshold)
 
 
 def test_the_excess_is_the_published_one_where_counts_are_large_and_poissons_where_they_are_small():
@@ -102,7 +108,7 @@ def test_fibres_plates_and_nights_against_the_mean_rate():
     assert not half["flagged"].any(), "one line is no over-density"
 
 
-def test_groups_of_a_survey(spark):
+def test_groups_of_a_survey(spark, tmp_path):
     rows = [{"plate": 1 + i % 2, "mjd": 55000 + i % 2} for i in range(40)] + [{"plate": 9, "mjd": 56000}] * 30
     frame = lines(rows)
     quiet = spark.range(5000).selectExpr("int(1 + id % 2) plate", "int(55000 + id % 2) mjd", "int(id) fiberid",
@@ -111,7 +117,7 @@ def test_groups_of_a_survey(spark):
     scored = quiet.unionByName(spark.createDataFrame(frame[["plate", "mjd", "fiberid", "p_line"]]))
     nulls_of = ["'GALAXY' objtype", *(f"double(NULL) {name}" for name in (
         "line_snr", "null_p_line", "null_snr", "shifted_p_line", "shifted_snr"))]
-    scored = census.take(scored.selectExpr("*", *nulls_of), 0.5).scored
+    scored = counted(scored.selectExpr("*", *nulls_of), tmp_path, 0.5).scored
     got, table = overdensity.with_group_excess(frame, scored, SETTINGS)
     assert (got.loc[got["plate"] == 9, ["p_plate", "p_night"]] < 1e-5).all(axis=None)
     assert (got.loc[got["plate"] != 9, "p_night"] > 1e-5).all()
@@ -149,7 +155,7 @@ def test_pairs_on_the_sky_are_those_of_brute_force():
     assert not len(sky.pairs(few, nowhere, 2.0)[0]) and not len(sky.pairs(few[:0], many, 2.0)[0])
 
 
-def test_null_searches_are_counted_by_hand(spark):
+def test_null_searches_are_counted_by_hand(spark, tmp_path):
     rows = pd.DataFrame([
         # objtype, p_line, line_snr, null_p_line, null_snr, shifted_p_line, shifted_snr
         ("GALAXY", 0.99, 9.0, 0.1, 2.0, None, None),  # searched upside down
@@ -164,12 +170,12 @@ def test_null_searches_are_counted_by_hand(spark):
                 "n_shifted_hits": 1, "n_shifted_hits_snr_6": 0, "n_sky": 2, "n_sky_hits": 2, "n_sky_hits_snr_6": 1}
     assert census.counted(rows, 0.9).tolist() == [*expected.values()]
     frame = spark.createDataFrame(rows.assign(plate=[1, 1, 1, 2, 2, 2, 2], mjd=3, fiberid=range(7)))
-    got = census.take(frame.repartition(3), 0.9)
+    got = counted(frame.repartition(3), tmp_path / "all", 0.9)
     assert got.facts == expected
     assert got.scored["plate"].to_dict() == {1: 3, 2: 2} and got.scored["mjd"].to_dict() == {3: 5}
     assert got.scored["fiberid"].to_dict() == {0: 1, 1: 1, 2: 1, 3: 1, 6: 1}
     assert sorted(got.null_hits["null_p_line"]) == [0.96, 0.97, 0.99], "not that of the sky fibre beside"
-    none = census.take(frame.where("p_line > 2"), 0.9)
+    none = counted(frame.where("p_line > 2"), tmp_path / "none", 0.9)
     assert set(none.facts.values()) == {0} and none.null_hits.empty
     assert all(spectra.empty for spectra in none.scored.values())
 

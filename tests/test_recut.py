@@ -70,13 +70,11 @@ def test_every_setting_is_the_limit_of_a_cut_or_made_of_the_ledger_or_needs_a_ne
     assert {cut.threshold for cut in CUTS} <= recut.FREE["vetting"]
 
 
-def test_identities_are_named_anew_from_their_probabilities(spark):
+def test_identities_are_named_anew_from_their_probabilities():
     names = [f"p_{name}" for name in identity.NAMES]
     p = [[0.7, 0.3] + [0.0] * 8, [0.1, 0.85, 0.05] + [0.0] * 7, [0.0] * 9 + [0.6], [None] * 10]
-    rows = spark.createDataFrame([[i, "old", *row] for i, row in enumerate(p)],
-                                 "fiberid int, identity string, " + ", ".join(f"{name} double" for name in names))
-    got = {limit: [row["identity"] for row in recut.identified(rows, limit).orderBy("fiberid").collect()]
-           for limit in (0.5, 0.8)}
+    lines = pd.DataFrame(p, columns=names).assign(identity="old")
+    got = {limit: recut.identified(lines, limit).tolist() for limit in (0.5, 0.8)}
     assert got == {0.5: ["lya", "oii", "cosmic", "old"], 0.8: ["undecided", "oii", "undecided", "old"]}
 
 

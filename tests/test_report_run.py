@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from test_report import Page
 
-from lensspark import catalogue, config, inference, pipeline, report, schema, source
+from lensspark import catalogue, config, inference, pipeline, report, schema, source, store
 from lensspark.boss import read_unit, survey_files
 from lensspark.eigen import DLOGLAM
 from lensspark.mock import files, observe_plate
@@ -43,9 +43,9 @@ def ledger(spark, run):
     source.register(spark)
     spectra = spark.read.format("boss").options(**inference.reading(run.model, run.config)).load(run.spectra)
     scored = inference.score(spectra, run.model, run.config)
-    rows = scored.where("reason IS NULL").drop("reason", "hdu")
-    hits = rows.where(rows["p_line"] > run.config.score.threshold)
-    written = pipeline.write_ledger(spark, hits, run, rows.mapInArrow)
+    store.write(scored, run.path("_scored"))
+    hits = scored.where(scored["p_line"] > run.config.score.threshold).drop("reason", "hdu")
+    written = pipeline.write_ledger(store.Rows(spark, [run.path("_scored")], schema.SCORED), hits, run)
     pipeline.write_overdensity(run, pd.DataFrame(columns=schema.OVERDENSITY.names))
     return written
 
@@ -80,7 +80,7 @@ def test_spectra_are_those_of_the_files(spark, run, table):
 
 def test_neighbours_and_repeats_are_the_right_ones(spark, run, ledger, table):
     truth = pd.read_parquet(f"{run.spectra}/truth.parquet").set_index(KEY)
-    found = spectra.others(spark, run, ledger, table)
+    found = spectra.others(spark, run, table)
     kinds = [other["kind"] for one in found.values() for other in one]
     assert kinds.count("neighbour") > 12 and kinds.count("repeat") >= 1
     for key, one in found.items():
@@ -95,14 +95,15 @@ def test_neighbours_and_repeats_are_the_right_ones(spark, run, ledger, table):
                 assert plate != key[0] and same.nunique() == 1
 
 
-def test_neighbours_and_repeats_are_those_of_the_search(spark, run):
+def test_neighbours_and_repeats_are_those_of_the_search(spark, run, tmp_path):
     spectra_of = [(1, 55000, f, "26", 10.0 + f, 0.0) for f in range(317, 324)]
     spectra_of += [(2, 55000, f, "v5_7_0", 20.0 + f, 0.0) for f in range(497, 504)]
     spectra_of += [(3, 55100, 9, "v5_7_0", 520.0 + 1.7 / 3600, 0.0), (4, 55100, 9, "v5_7_0", 520.0 + 2.3 / 3600, 0.0)]
     frame = spark.createDataFrame(spectra_of, "plate int, mjd int, fiberid int, run2d string, ra double, dec double")
     every = schema.LEDGER.conform(frame)
+    store.write(every, str(tmp_path / "ledger"))
     own = every.where("plate = 1 AND fiberid = 320 OR plate = 2 AND fiberid = 500").toPandas()
-    found = spectra._pairs(every, own, run.config)
+    found = spectra._pairs(store.Rows(spark, [str(tmp_path / "ledger")], schema.LEDGER), own, run.config)
     assert {tuple(row) for row in found[["hit_fiberid", "role", "plate", "fiberid"]].itertuples(index=False)} == {
         (320, "neighbour", 1, 318), (320, "neighbour", 1, 319), (500, "neighbour", 2, 498),
         (500, "neighbour", 2, 499), (500, "repeat", 3, 9)}
@@ -155,7 +156,7 @@ def test_hostile_text_in_files_does_no_harm(spark, run, ledger):
     assert html.count('"spectrum":') == len(rows) and page.facts["keys"][0][3] == HOSTILE["run2d"]
     assert not re.search(r"[\x00-\x08\x0b-\x1f]", html)
     made = {path.name for path in Path(run.path("")).iterdir()}
-    assert made == {"ledger", "overdensity", "report", "run.started.json"}
+    assert made == {"_scored", "ledger", "overdensity", "report", "run.started.json"}
 
 
 def test_no_hosts_give_no_fakes(spark, run, ledger):

@@ -40,7 +40,7 @@ def make(spark: SparkSession, run: Run, ledger: DataFrame, candidates: pd.DataFr
     elif run.config.report.blind_fakes:
         blind = make_blind(spark, run, ledger)
         catalogue.write_file(run.path("report/blind_key.csv"), blind.key.to_csv(index=False).encode())
-    shown = candidate_spectra(spark, run, ledger, table) if run.model is not None else {}
+    shown = candidate_spectra(spark, run, table) if run.model is not None else {}
     write_report(run.path("report/index.html"), table, shown, facts, hits, blind, overdensity_bins(run))
 
 

@@ -61,7 +61,7 @@ def make_blind(spark: SparkSession, run: Run, ledger: DataFrame) -> Blind:
                     len(hosts), len(chosen), wanted)
     rows, pixels, truth = rows.iloc[chosen].reset_index(drop=True), pixels[chosen], truth.iloc[chosen]
     shown = spectra.shown(run, pixels, rows)
-    beside = spectra.others(spark, run, ledger, rows) if len(rows) else {}
+    beside = spectra.others(spark, run, rows) if len(rows) else {}
     return Blind(rows, {key: {**one, "others": beside.get(key, [])} for key, one in shown.items()},
                  truth.reset_index(drop=True))
 

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lensspark import inference, measure, source
+from lensspark import inference, measure, schema, source
 from lensspark.eigen import DLOGLAM
 from lensspark.spectrum import pixel, usable_ivar, wavelength
+from lensspark.store import Rows
 from lensspark.vetting import measuring
 from lensspark.vetting.measuring import HIT_KEY, KEY
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import SparkSession
 
     from lensspark.config import Config
     from lensspark.run import Run
@@ -134,9 +135,9 @@ def _whole_model(pixels: Pixels, fitted: np.ndarray, first: int, n_pix: int) -> 
     return model
 
 
-def others(spark: SparkSession, run: Run, ledger: DataFrame, table: pd.DataFrame) -> dict[Key, list[dict[str, Any]]]:
+def others(spark: SparkSession, run: Run, table: pd.DataFrame) -> dict[Key, list[dict[str, Any]]]:
     """Per candidate of `table` what lies about its line in other spectra: neighbours, nearest first, then repeats."""
-    pairs = drawn(_pairs(ledger, table, run.config), table)
+    pairs = drawn(_pairs(Rows(spark, [run.path("ledger")], schema.LEDGER), table, run.config), table)
     if pairs.empty:
         return {}
     low, high = run.model.window
@@ -163,9 +164,9 @@ def others(spark: SparkSession, run: Run, ledger: DataFrame, table: pd.DataFrame
     return found
 
 
-def _pairs(ledger: DataFrame, table: pd.DataFrame, config: Config) -> pd.DataFrame:
+def _pairs(rows: Rows, table: pd.DataFrame, config: Config) -> pd.DataFrame:
     """KEY, HIT_KEY and role of the neighbours and repeats of the rows of `table`, by the search's own conditions."""
-    found = measuring.targets(ledger, table, config)
+    found = measuring.targets(rows, table, config)
     return found[found["role"] != measuring.HIT]
 
 
@@ -184,11 +185,10 @@ def drawn(pairs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     return pairs[pairs["told"] | room].sort_values(["role", "steps", *KEY[1:], KEY[0]])[[*KEY, *HIT_KEY, "role"]]
 
 
-def candidate_spectra(spark: SparkSession, run: Run, ledger: DataFrame, table: pd.DataFrame
-                      ) -> dict[Key, Mapping[str, Any]]:
+def candidate_spectra(spark: SparkSession, run: Run, table: pd.DataFrame) -> dict[Key, Mapping[str, Any]]:
     """What the report draws of each candidate of `table`, read and scored again: a few hundred spectra."""
     if table.empty:
         return {}
     pixels = read(spark, run, table[KEY].itertuples(index=False, name=None))
-    found, beside = shown(run, pixels, table), others(spark, run, ledger, table)
+    found, beside = shown(run, pixels, table), others(spark, run, table)
     return {key: {**spectrum, "others": beside.get(key, [])} for key, spectrum in found.items()}

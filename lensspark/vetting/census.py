@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from pyspark.sql import DataFrame
 
 from lensspark import arrow, schema
 from lensspark.selection import text
+from lensspark.store import Rows
 
 GROUPS = ("fiberid", "plate", "mjd")
 KINDS = ("null", "shifted", "sky")
 FACTS = ("n_scored", *(f"n_{kind}{what}" for kind in KINDS for what in ("", "_hits", "_hits_snr_6")))
 NULL_HIT = "null_hit"
-AT_ONCE = 16  # Arrow batches: pandas takes long for each call
+AT_ONCE = 32  # Arrow batches: pandas takes long for each call
 _READ = (*GROUPS, "objtype", "p_line", "line_snr", "null_p_line", "null_snr", "shifted_p_line", "shifted_snr")
 TALLY = schema.Table("tally", (
     schema.Column("what", "string", "one of FACTS, one of GROUPS, or NULL_HIT"),
@@ -39,15 +39,15 @@ class Census:
     scored: dict[str, pd.Series]
 
 
-def take(ledger: DataFrame, threshold: float) -> Census:
-    """The census of `ledger`, readable spectra with LINE and NULLS; a hit has a p_line above `threshold`."""
+def take(rows: Rows, threshold: float) -> Census:
+    """The census of `rows`, scored ones or a ledger's; a hit has a p_line above `threshold`."""
 
     def count(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for some in iter(lambda: list(itertools.islice(batches, AT_ONCE)), []):
             yield arrow.from_pandas(tally(pa.Table.from_batches(some).to_pandas(), threshold), TALLY)
 
     # Thirty conditional sums in one query take Spark's code generator seconds, and numpy none.
-    found = ledger.select(*_READ).mapInArrow(count, TALLY.ddl).toArrow().to_pandas()
+    found = rows.map(count, TALLY.ddl, _READ).toArrow().to_pandas()
     parts = {name: found[found["what"] == name] for name in (*FACTS, *GROUPS, NULL_HIT)}
     return Census({name: int(parts[name]["n"].sum()) for name in FACTS}, parts[NULL_HIT][["null_p_line", "null_snr"]],
                   {by: parts[by].astype({"member": int}).groupby("member")["n"].sum() for by in GROUPS})

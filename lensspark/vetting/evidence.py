@@ -7,20 +7,21 @@ compared in memory. Of the others a census is taken where they are.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+import pyarrow.compute as pc
 
 from lensspark import arrow, schema
 from lensspark.config import Config
 from lensspark.eigen import DLOGLAM
 from lensspark.lines import MGII
 from lensspark.spectrum import window_pixels
+from lensspark.store import Rows
 from lensspark.vetting import census, known, nulls, overdensity
 from lensspark.vetting.measuring import is_hit
 
@@ -40,31 +41,35 @@ class Evidence:
     nulls: dict[str, int]
 
 
-def at_stake(ledger: DataFrame, config: Config) -> pa.Table:
-    """The few rows of `ledger` with a line that is a hit, or that over-densities may count."""
+def at_stake(rows: Rows, config: Config) -> pa.Table:
+    """The few of `rows`, scored ones or a ledger's, with a line that is a hit, or that over-densities may count."""
     least = min(config.score.threshold, config.vetting.overdensity_min_p_line)
-    return ledger.where((F.col("p_line") >= least) & ~F.isnan("p_line")).toArrow()
+
+    def few(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        yield from (batch.filter(pc.greater_equal(batch["p_line"], least)) for batch in batches)  # NaN is not, nor null
+
+    return rows.map(few, rows.columns().ddl).toArrow()
 
 
-def gather(ledger: DataFrame, few: pa.Table, known_lenses: pd.DataFrame, config: Config) -> Evidence:
-    """The evidence for every hit of `ledger` (readable spectra with LINE and NULLS).
+def gather(rows: Rows, few: pa.Table, known_lenses: pd.DataFrame, config: Config) -> Evidence:
+    """The evidence for every hit of `rows`, scored ones or a ledger's.
 
-    `few`: its rows `at_stake`, hits with what was measured of them, columns of schema.VETTING.
+    `few`: those `at_stake`, hits with what was measured of them, columns of schema.VETTING.
     """
     v, lines = config.vetting, few.to_pandas()
     lines["known_lens"] = known.match_known(lines, known_lenses, v.known_lens_radius)
-    survey = census.take(ledger, config.score.threshold)
+    survey = census.take(rows, config.score.threshold)
     lines, bins = overdensity.with_wavelength_excess(lines, v, config.read.window)
     lines, groups = overdensity.with_group_excess(lines, survey.scored, v)
     lines = overdensity.with_same_wave(lines, v, window_pixels(config.read.window)[1])
     chosen = is_hit(lines, config)
-    hits, rows = lines[chosen].assign(lens_line_px=lens_line_px), few.filter(pa.array(chosen))
+    hits, own = lines[chosen].assign(lens_line_px=lens_line_px), few.filter(pa.array(chosen))
     evident = [name for name in COLUMNS if name in hits]
-    cuttable = ledger.sparkSession.createDataFrame(attach(rows, hits[evident]))
+    cuttable = rows.spark.createDataFrame(attach(own, hits[evident]))
     artefact = cuttable.select(nulls.is_artefact(config).alias("artefact")).toArrow()["artefact"].to_numpy()
     hits["q_value"] = nulls.false_discovery(hits, artefact, survey, v.q_snr_edge)
     hits["followup"] = followup(hits)
-    return Evidence(attach(rows, hits[list(COLUMNS)]), pd.concat([bins, groups], ignore_index=True), survey.facts)
+    return Evidence(attach(own, hits[list(COLUMNS)]), pd.concat([bins, groups], ignore_index=True), survey.facts)
 
 
 def lens_line_px(hits: pd.DataFrame) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
 
 from lensspark import arrow, exposures, lensing, measure, schema, source
 from lensspark.boss import UNREADABLE, Fault, Key, Survey, full_files, read_exposures
@@ -23,6 +23,7 @@ from lensspark.counterpart import counterpart
 from lensspark.model import Model
 from lensspark.session import share, task_slots
 from lensspark.spectrum import mask_bits
+from lensspark.store import Rows
 from lensspark.vetting import sky
 
 KEY = [column.name for column in schema.KEY]
@@ -58,8 +59,8 @@ def is_hit(rows: pd.DataFrame, config: Config) -> np.ndarray:
     return (rows["p_line"] > config.score.threshold).to_numpy(bool)
 
 
-def targets(rows: DataFrame, hits: pd.DataFrame, config: Config) -> pd.DataFrame:
-    """TARGETS: the `hits`, their neighbours and their repeats among `rows`, all readable spectra, in one pass."""
+def targets(rows: Rows, hits: pd.DataFrame, config: Config) -> pd.DataFrame:
+    """TARGETS: the `hits`, their neighbours and their repeats among `rows`, in one pass."""
     hits = hits[[*KEY, "path", *OF_THE_HIT, "ra", "dec"]].rename(columns=dict(zip(KEY, HIT_KEY, strict=True)))
     own = hits.assign(role=HIT, **dict(zip(KEY, (hits[name] for name in HIT_KEY), strict=True)))
     reach, radius = config.vetting.neighbour_fibres, config.vetting.repeat_radius
@@ -67,7 +68,7 @@ def targets(rows: DataFrame, hits: pd.DataFrame, config: Config) -> pd.DataFrame
     beside = own.loc[own.index.repeat(len(steps))].assign(role=NEIGHBOUR)
     beside["fiberid"] += np.tile(steps, len(own))
     beside = beside[_spectrograph(beside, "fiberid") == _spectrograph(beside, "hit_fiberid")].drop(columns="path")
-    shared = share(rows.sparkSession, (hits.drop(columns="path"), beside))
+    shared = share(rows.spark, (hits.drop(columns="path"), beside))
 
     def find(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         its_hits, its_neighbours = shared.value
@@ -80,7 +81,7 @@ def targets(rows: DataFrame, hits: pd.DataFrame, config: Config) -> pd.DataFrame
             found = pd.concat([spectra[[*KEY, "path"]].merge(its_neighbours, on=KEY), again])
             yield arrow.from_pandas(found, TARGETS)
 
-    found = rows.select(*KEY, "path", "ra", "dec").mapInArrow(find, TARGETS.ddl).toArrow().to_pandas()
+    found = rows.map(find, TARGETS.ddl, (*KEY, "path", "ra", "dec")).toArrow().to_pandas()
     return pd.concat([own[list(TARGETS.names)], found], ignore_index=True)
 
 
