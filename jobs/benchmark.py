@@ -5,7 +5,8 @@
 3. All cores at once without Spark: reading, inference, and both: the limits of a whole search.
 4. Whole searches, as jobs/predict.py, in turn with the limits: of PLATES and, by links, four times as many, once of 8
    and more; in f32 and bf16, and with the network on every spectrum; memory, start-up.
-5. Partition sizes, a cold cache, one and two executors of one core; with --training, the training's feed and steps.
+5. Partition sizes, a cold cache; PLATES and a million spectra by one and two executors of one core; with --training,
+   the training's feed and steps.
 6. A search of a million spectra: the plates once more, linked, under other versions of the pipeline.
 
 Rates are medians of ROUNDS, with the lowest and highest. An hour on two cores for the defaults; --parts runs some.

@@ -48,8 +48,7 @@ def measure(out: Path, config: Config, plates: int, rounds: int, parts: tuple[st
              "scale": lambda: scale(out, folder, config, plates, rounds, cores),
              "partitions": lambda: partitions(out, survey.part(folder, plates // 2)),
              "cold": lambda: cold(out, survey.part(folder, plates // 2)),
-             "executors": lambda: executors(out, {plates: survey.part(folder, plates),
-                                                  COPIES * plates: survey.many(folder, COPIES)}),
+             "executors": lambda: executors(out, folder, plates),
              "million": lambda: million(out, folder, config, plates),
              "training": lambda: core.alternate(core.training(Path(training), config), rounds, 1.0)}
     wanted = [name for name in steps if name in parts or (name == "training" and training)
@@ -103,17 +102,23 @@ def cold(out: Path, tree: Path) -> list[dict[str, Any]]:
     return [{"cache": cache, **_predict(out, tree)} for cache in ("cold", "warm")]
 
 
-def executors(out: Path, trees: dict[int, Path]) -> list[dict[str, Any]]:
-    """Searches of `trees`, by their plates, by one and by two executors of one core each."""
+def executors(out: Path, folder: Path, plates: int) -> list[dict[str, Any]]:
+    """Searches of all plates and of a million spectra by one and by two executors of one core each."""
+    trees = {plates: survey.part(folder, plates), plates * copies(plates): survey.many(folder, copies(plates))}
     return [{"executors": n, "plates": plates, **_predict(out, tree, master=f"local-cluster[{n},1,2048]")}
             for plates, tree in trees.items() for n in (1, 2)]
 
 
 def million(out: Path, folder: Path, config: Config, plates: int) -> list[dict[str, Any]]:
     """A search of a million spectra and more: the plates under as many versions of the pipeline as that takes."""
-    copies, precision = math.ceil(MILLION / (1000 * plates)), config.score.precision
-    found = _predict(out, survey.many(folder, copies), f"score.precision={precision}")
-    return [{"plates": plates * copies, "search": precision, **found}]
+    precision = config.score.precision
+    found = _predict(out, survey.many(folder, copies(plates)), f"score.precision={precision}")
+    return [{"plates": plates * copies(plates), "search": precision, **found}]
+
+
+def copies(plates: int) -> int:
+    """How often `plates` of 1,000 spectra make a million."""
+    return math.ceil(MILLION / (1000 * plates))
 
 
 def _predict(out: Path, tree: Path, *settings: str, master: str = "") -> dict[str, Any]:
