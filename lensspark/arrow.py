@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -91,6 +92,12 @@ def conform(batch: pa.RecordBatch, table: schema.Table, columns: Mapping[str, np
 def from_pandas(rows: pd.DataFrame, table: schema.Table) -> pa.RecordBatch:
     """`rows` with the columns of `table`, NaN and None of which become null."""
     return pa.RecordBatch.from_pandas(rows, schema=schema_of(table), preserve_index=False)
+
+
+def at_once(batches: Iterator[pa.RecordBatch], number: int = 32) -> Iterator[pd.DataFrame]:
+    """The rows of `batches`, of so many of them at a time: pandas takes long for each call, whatever the rows."""
+    for some in iter(lambda: list(itertools.islice(batches, number)), []):
+        yield pa.Table.from_batches(some).to_pandas()
 
 
 def faults_to_arrow(faults: list[dict], table: schema.Table) -> pa.RecordBatch:

@@ -46,8 +46,8 @@ MOCK_TIMES = 5  # a mock galaxy gets a line this many times less often than a re
 MOCK_SCATTER = 1.2  # of the matched-filter S/N in mock galaxies, whose noise is correlated: the median of 860 has 1.19
 KEY = tuple(column.name for column in schema.KEY if column.name != "run2d")
 _COLUMNS = "group string, plate int, mjd int, fiberid int, line_snr double, scatter double, visible boolean, " \
-           "found boolean, p_line double, line_wave double, snr double"
-REPORTED, SCALED = "reported", "scaled"  # errors
+           "found boolean, p_line double, line_wave double, snr double, errors string"
+NONE, REPORTED, SCALED = "none", "reported", "scaled"  # errors, where a line was injected
 
 
 def group_of(frame: pd.DataFrame) -> np.ndarray:
@@ -125,9 +125,10 @@ def inject(spectra: dict[str, np.ndarray], score: Callable, settings: Config, fi
 
 def trials(spectra: dict[str, np.ndarray], score: Callable, settings: Config, first: int, times: int
            ) -> Iterator[pd.DataFrame]:
-    """`inject` of the spectra that are no hits as they are, `times` each with REPORTED and with SCALED `errors`: the
-    latter make the `scatter` MOCK_SCATTER, and the S/N of their lines is in units of that."""
+    """`inject` of the spectra as they are, with `errors` NONE, and of those that are no hits so, `times` each with
+    REPORTED and with SCALED errors: the latter make the `scatter` MOCK_SCATTER, and S/N is in units of that."""
     bare = inject(spectra, score, settings, first, bare=True)
+    yield bare.assign(errors=NONE)
     chosen = (~bare["found"] & (bare["scatter"] > 0)).to_numpy()
     plain = {name: values[chosen] for name, values in spectra.items()}
     factor = (bare["scatter"].to_numpy()[chosen] / MOCK_SCATTER).astype(np.float32)
@@ -160,8 +161,8 @@ def read_survey(spark: SparkSession, root: str, model: Model, settings: Config, 
                         "ivar", "and_mask", "wdisp")
 
 
-def on_survey(spark: SparkSession, root: str, model: Model, settings: Config, bare: bool = False) -> DataFrame:
-    """Of every readable spectrum below `root` `evaluation.injections` `trials`, or, if `bare`, it as it is."""
+def on_survey(spark: SparkSession, root: str, model: Model, settings: Config) -> DataFrame:
+    """`evaluation.injections` `trials` of every readable spectrum below `root`."""
     from lensspark import inference
 
     (first, n_pix), files = model.pixels, model.files
@@ -169,31 +170,21 @@ def on_survey(spark: SparkSession, root: str, model: Model, settings: Config, ba
     def run(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         score = inference.scorer(Model(files).verified(), settings)
         for batch in batches:
-            spectra = stack(batch, n_pix)
-            if bare:
-                yield inject(spectra, score, settings, first, bare=True)
-            else:
-                yield from trials(spectra, score, settings, first, settings.evaluation.injections)
+            yield from trials(stack(batch, n_pix), score, settings, first, settings.evaluation.injections)
 
-    columns = _COLUMNS if bare else f"{_COLUMNS}, errors string"
-    return read_survey(spark, root, model, settings).mapInPandas(run, columns)
+    return read_survey(spark, root, model, settings).mapInPandas(run, _COLUMNS)
 
 
 def report(spark: SparkSession, root: str, model: Model, settings: Config) -> dict[str, Any]:
     """`recovery` of lines injected into the survey below `root` and into mock galaxies, and the spectra that are hits
     as they are: `hits` (at most SHOWN of each group, highest score first), with the number of `searched` spectra."""
-    from pyspark.sql import Window
-    from pyspark.sql import functions as F
-
-    injected = pd.concat([on_survey(spark, root, model, settings).toPandas(),
-                          on_mock(model, settings, "mock", 1000, 5), on_mock(model, settings, "mock sky", 1000, 6)])
-    bare = on_survey(spark, root, model, settings, bare=True).cache()
-    best = Window.partitionBy("group").orderBy(F.desc("p_line"), *KEY)
-    hits = bare.where("found").withColumn("place", F.row_number().over(best)).where(F.col("place") <= SHOWN).toPandas()
-    hits = hits.sort_values(["group", "place"])
-    return {"threshold": settings.score.threshold, "recovery": recovery(injected),
-            "searched": {row["group"]: row["count"] for row in bare.groupBy("group").count().collect()},
-            "hits": hits.drop(columns=["line_snr", "scatter", "visible", "found", "place"]).to_dict("records")}
+    survey = on_survey(spark, root, model, settings).toPandas()
+    mocks = [on_mock(model, settings, group, 1000, seed) for group, seed in (("mock", 5), ("mock sky", 6))]
+    bare = survey[survey["errors"] == NONE]
+    hits = bare[bare["found"]].sort_values(["group", "p_line", *KEY], ascending=[True, False] + [True] * len(KEY))
+    told = hits.groupby("group").head(SHOWN)[["group", *KEY, "p_line", "line_wave", "snr"]]
+    return {"threshold": settings.score.threshold, "recovery": recovery(pd.concat([survey, *mocks])),
+            "searched": bare["group"].value_counts().to_dict(), "hits": told.to_dict("records")}
 
 
 def hit_panels(spark: SparkSession, root: str, model: Model, settings: Config, hits: list[dict[str, Any]]
@@ -282,7 +273,7 @@ def summary(result: dict[str, Any]) -> str:
 def recovery(table: pd.DataFrame) -> dict[str, Any]:
     """Recall of visible injected lines by S/N for each group: `recall` of the reported errors, `recall_scaled` of the
     SCALED ones."""
-    table = table[table["visible"]]
+    table = table[table["visible"] & (table["errors"] != NONE)]
     return {str(group): {"spectra": len(rows[list(KEY)].drop_duplicates()),
                          "recall": _recall(rows[rows["errors"] == REPORTED]),
                          "recall_scaled": _recall(rows[rows["errors"] == SCALED])}

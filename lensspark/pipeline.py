@@ -121,8 +121,8 @@ def measure(rows: Rows, lines: pa.Table, run: Run) -> tuple[pa.Table, int]:
     hits = every[measuring.is_hit(every, run.config)]
     wanted = measuring.targets(rows, hits, run.config)
     found = measuring.measured(rows.spark, run.manifest.survey, wanted, run.model, run.config)
-    measured = measuring.gathered(wanted, found, run.config).set_index(hits.index).drop(columns=measuring.KEY)
-    return evidence.attach(lines, measured.reindex(every.index)), len(hits)
+    measured = every[measuring.KEY].merge(measuring.gathered(wanted, found, run.config), on=measuring.KEY, how="left")
+    return evidence.attach(lines, measured.drop(columns=measuring.KEY)), len(hits)
 
 
 def check_unaltered(run: Run) -> None:
@@ -151,7 +151,8 @@ def publish(spark: SparkSession, run: Run, rows: DataFrame, funnel: dict[str, An
         table = catalogue.candidates(rows)
         made = run.path("").rstrip("/")
         catalogue.write_products(made, table)
-        store.tidy(run.path("ledger"))  # whoever lists its folder, as Delta does, must see what its list says
+        for name in ("ledger", "quarantine"):  # whoever lists its folder, as Delta does, must see what its list says
+            store.tidy(run.path(name))
         if run.config.output.format == "delta":
             delta.convert(spark, made)
         facts["candidates"] = len(table)

@@ -102,21 +102,25 @@ def recut(spark: SparkSession, run: Run, parent: str) -> int:
             found = lines.to_pandas()
             found["identity"] = identified(found, run.config.vetting.min_p_identity)
             if run.grades is not None:
-                found = graded(found, run.grades)
-            lines = evidence.attach(lines.drop_columns("is_hit"), found[["identity", "grade", "comment"]])
+                found = graded(found, run.grades, run.config.score.threshold)
+            lines = evidence.attach(lines, found[["identity", "grade", "comment"]])
             written, funnel = pipeline.write_verdicts(rows, lines, n_quarantined, run)
             facts |= funnel["counts"]
         return pipeline.publish(spark, run, written, funnel)
 
 
-def graded(lines: pd.DataFrame, people: pd.DataFrame) -> pd.DataFrame:
+def graded(lines: pd.DataFrame, people: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """`lines` with the grades and comments of `people` (grades.read), in place of those that they have for its keys.
 
-    Only hits get them: a grade for anything else is that of an injected fake, whose galaxy has no hit.
+    Only those that were hits, and are at `threshold`, get them; the log tells of others: what never was a hit is the
+    galaxy of an injected fake.
     """
     key = [column.name for column in schema.KEY]
     new = lines[key].merge(people[[*key, "grade", "comment"]], on=key, how="left").set_index(lines.index)
-    again = new["grade"].notna() & (lines["is_hit"] == True)  # noqa: E712  null is not
+    hit = (lines["is_hit"] == True) & (lines["p_line"] > threshold)  # noqa: E712  null is not
+    again = new["grade"].notna() & hit
+    if rest := len(people) - again.sum():
+        log.info("%d of %d grades are of no hit: of fakes, or of what is none any more", rest, len(people))
     return lines.assign(**{name: lines[name].where(~again, new[name]) for name in ("grade", "comment")})
 
 

@@ -108,7 +108,7 @@ def map_tasks(spark: SparkSession, tasks: Sequence[T], work: Callable[[Iterator[
               made: StructType | str) -> DataFrame:
     """What `work` makes of the values in `tasks`, each by a Spark task of its own: rows of the schema `made`.
 
-    Only the values go to the workers, as a broadcast, and no row that they read passes through the JVM.
+    The values go to the workers (`share`); of what these read only what `work` gives back passes through the JVM.
     """
     shared = share(spark, tuple(tasks))
 

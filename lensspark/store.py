@@ -47,6 +47,7 @@ ROW_GROUP_BYTES = 8_000_000  # a task holds that much of the file that it writes
 READ_AT_ONCE_BYTES = 16_000_000  # larger files are fetched in ranges
 READ_ROWS = 4096
 TASK_BYTES = (4_000_000, 128_000_000)  # of files for one task to read: at least, at most
+SLOTS = 64  # tasks at once where Spark does not tell: more tasks than cores cost less than cores without one
 _NAME = re.compile(r"(\w+=[^/]+/)*[\w.-]+\.parquet")  # what a list of files may name: nothing outside of its table
 _NO_FILE_SYSTEM = re.compile(r"No FileSystem for scheme|ClassNotFoundException: Class \S*fs\S* not found")
 
@@ -274,7 +275,7 @@ def _map_parts(spark: SparkSession, parts: Sequence[Part], schema: StructType, w
     def task(chosen: Iterator[list[Part]]) -> Iterator[pa.RecordBatch]:
         yield from work(batch for parts in chosen for part in parts for batch in read_part(part, arrow))
 
-    return map_tasks(spark, _tasks(parts, task_slots(spark)), task, made)
+    return map_tasks(spark, _tasks(parts, task_slots(spark) or SLOTS), task, made)
 
 
 def _sparks(spark: SparkSession, paths: Sequence[str], schema: StructType | None) -> DataFrame:
@@ -349,7 +350,7 @@ def _listed(fs: Any, path: str) -> list[Part]:
 def _tasks(parts: Sequence[Part], slots: int) -> list[list[Part]]:
     """`parts` in order, cut into tasks of about equal bytes; the files of a folder stay together."""
     least, most = TASK_BYTES
-    target = min(max(sum(part.size for part in parts) / max(slots, 1), least), most)
+    target = min(max(sum(part.size for part in parts) / slots, least), most)
     tasks: list[list[Part]] = [[]]
     nbytes = 0
     folders = itertools.groupby(parts, lambda part: (part.table, part.name.rpartition("/")[0] or part.name))

@@ -206,3 +206,14 @@ def test_no_hits_no_reading(spark, survey, tmp_path):
     measured = measuring.measured(spark, survey_files(str(survey)), wanted, make_model(), SETTINGS)
     got = measuring.gathered(wanted, measured, SETTINGS)
     assert measured.empty and got.empty and {*measure.COLUMNS, "n_repeat"} <= set(got.columns)
+
+
+def test_a_spectrum_that_a_mirror_holds_twice_is_one_hit(spark, tmp_path):
+    twice = pd.DataFrame({"plate": 7, "mjd": MJD, "fiberid": 10, "run2d": "v5_7_0", "ra": 150.0, "dec": 10.0,
+                          "p_line": 0.9, "line_wave": WAVE, "line_flux": FLUX, "z_lens": 0.5, "path": ["a", "b"]})
+    scored = schema.SCORED.conform(spark.createDataFrame(twice))
+    wanted = measuring.targets(*stored(scored, tmp_path), SETTINGS)
+    assert wanted["role"].tolist() == ["hit"]
+    found = pd.concat([wanted.reindex(columns=measuring.MEASURED.names)] * 2).assign(at_flux=3.0, at_flux_err=1.0)
+    got = measuring.gathered(wanted, found, SETTINGS)
+    assert len(got) == 1 and got["n_repeat"].item() == got["n_neighbour"].item() == 0

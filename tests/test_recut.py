@@ -78,12 +78,14 @@ def test_identities_are_named_anew_from_their_probabilities():
     assert got == {0.5: ["lya", "oii", "cosmic", "old"], 0.8: ["undecided", "oii", "undecided", "old"]}
 
 
-def test_grades_are_a_cut_and_stay(spark, loose, parent, tmp_path):
+def test_grades_are_a_cut_and_stay(spark, loose, parent, tmp_path, caplog):
+    caplog.set_level("INFO", "lensspark")
     ledger, _ = loose
     chosen = ledger[ledger["veto"] == 0].head(3)[KEY].assign(grade=["R", "A", "R"], comment=["ghost", "", ""])
     hosts = ledger[ledger["is_hit"] == False].head(2)[KEY].assign(grade="A", comment="a fake")  # noqa: E712
     pd.concat([chosen, hosts]).to_csv(tmp_path / "grades.csv", index=False)
     graded, card = cut(spark, parent, tmp_path / "run", *LOOSE, grades=str(tmp_path / "grades.csv"))
+    assert "2 of 5 grades are of no hit" in caplog.text
     rejected = set(chosen[chosen["grade"] == "R"][KEY].itertuples(index=False, name=None))
     assert candidates(ledger) - candidates(graded) == rejected
     assert card["run_id"] != loose[1]["run_id"] and card["grades_sha256"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,7 +17,6 @@ GROUPS = ("fiberid", "plate", "mjd")
 KINDS = ("null", "shifted", "sky")
 FACTS = ("n_scored", *(f"n_{kind}{what}" for kind in KINDS for what in ("", "_hits", "_hits_snr_6")))
 NULL_HIT = "null_hit"
-AT_ONCE = 32  # Arrow batches: pandas takes long for each call
 _READ = (*GROUPS, "objtype", "p_line", "line_snr", "null_p_line", "null_snr", "shifted_p_line", "shifted_snr")
 TALLY = schema.Table("tally", (
     schema.Column("what", "string", "one of FACTS, one of GROUPS, or NULL_HIT"),
@@ -43,8 +41,8 @@ def take(rows: Rows, threshold: float) -> Census:
     """The census of `rows`, scored ones or a ledger's; a hit has a p_line above `threshold`."""
 
     def count(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for some in iter(lambda: list(itertools.islice(batches, AT_ONCE)), []):
-            yield arrow.from_pandas(tally(pa.Table.from_batches(some).to_pandas(), threshold), TALLY)
+        for some in arrow.at_once(batches):
+            yield arrow.from_pandas(tally(some, threshold), TALLY)
 
     # Thirty conditional sums in one query take Spark's code generator seconds, and numpy none.
     found = rows.map(count, TALLY.ddl, _READ).toArrow().to_pandas()

@@ -25,7 +25,6 @@ from lensspark.store import Rows
 from lensspark.vetting import census, known, nulls, overdensity
 from lensspark.vetting.measuring import is_hit
 
-KEY = [column.name for column in schema.KEY]
 # What this module makes of the ledger; the rest of schema.VETTING was measured in spectra or given by people.
 COLUMNS = ("lens_line_px", "overdensity_lens", "overdensity_observed", "p_fibre", "p_plate", "p_night", "n_same_wave",
            "p_same_wave", "known_lens", "q_value", "followup")
@@ -43,10 +42,14 @@ class Evidence:
 
 def at_stake(rows: Rows, config: Config) -> pa.Table:
     """The few of `rows`, scored ones or a ledger's, with a line that is a hit, or that over-densities may count."""
-    least = min(config.score.threshold, config.vetting.overdensity_min_p_line)
+    threshold, counted = config.score.threshold, config.vetting.overdensity_min_p_line
 
     def few(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        yield from (batch.filter(pc.greater_equal(batch["p_line"], least)) for batch in batches)  # NaN is not, nor null
+        for batch in batches:
+            p = batch["p_line"]  # NaN is neither, and null is left out
+            found = batch.filter(pc.or_(pc.greater(p, threshold), pc.greater_equal(p, counted)))
+            if len(found):
+                yield found
 
     return rows.map(few, rows.columns().ddl).toArrow()
 
@@ -64,9 +67,9 @@ def gather(rows: Rows, few: pa.Table, known_lenses: pd.DataFrame, config: Config
     lines = overdensity.with_same_wave(lines, v, window_pixels(config.read.window)[1])
     chosen = is_hit(lines, config)
     hits, own = lines[chosen].assign(lens_line_px=lens_line_px), few.filter(pa.array(chosen))
-    evident = [name for name in COLUMNS if name in hits]
-    cuttable = rows.spark.createDataFrame(attach(own, hits[evident]))
-    artefact = cuttable.select(nulls.is_artefact(config).alias("artefact")).toArrow()["artefact"].to_numpy()
+    numbered = attach(own, hits[list(COLUMNS)]).append_column("number", pa.array(range(len(own)), pa.int64()))
+    cut = rows.spark.createDataFrame(numbered).select("number", nulls.is_artefact(config).alias("artefact")).toArrow()
+    artefact = cut.sort_by("number")["artefact"].to_numpy()
     hits["q_value"] = nulls.false_discovery(hits, artefact, survey, v.q_snr_edge)
     hits["followup"] = followup(hits)
     return Evidence(attach(own, hits[list(COLUMNS)]), pd.concat([bins, groups], ignore_index=True), survey.facts)
@@ -92,10 +95,11 @@ def followup(hits: pd.DataFrame) -> pd.Series:
 def attach(rows: pa.Table, found: pd.DataFrame) -> pa.Table:
     """`rows` with the columns of `found`, of as many rows, in place of their own of that name, and with all of
     schema.VETTING; NaN and None become null."""
-    types = {field.name: field.type for field in arrow.schema_of(schema.LEDGER)}
+    fields = arrow.schema_of(schema.LEDGER)
     columns = {name: rows[name] for name in rows.column_names}
-    columns |= {name: pa.array(found[name], from_pandas=True).cast(types[name]) for name in found.columns}
-    columns |= {name: pa.nulls(len(rows), types[name]) for name in schema.VETTING_NAMES if name not in columns}
+    columns |= {name: pa.array(found[name], from_pandas=True).cast(fields.field(name).type) for name in found.columns}
+    columns |= {name: pa.nulls(len(rows), fields.field(name).type)
+                for name in schema.VETTING_NAMES if name not in columns}
     return pa.table(columns)
 
 

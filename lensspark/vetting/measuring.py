@@ -61,6 +61,7 @@ def is_hit(rows: pd.DataFrame, config: Config) -> np.ndarray:
 
 def targets(rows: Rows, hits: pd.DataFrame, config: Config) -> pd.DataFrame:
     """TARGETS: the `hits`, their neighbours and their repeats among `rows`, in one pass."""
+    hits = hits.drop_duplicates(KEY)  # a mirror may hold a spectrum twice
     hits = hits[[*KEY, "path", *OF_THE_HIT, "ra", "dec"]].rename(columns=dict(zip(KEY, HIT_KEY, strict=True)))
     own = hits.assign(role=HIT, **dict(zip(KEY, (hits[name] for name in HIT_KEY), strict=True)))
     reach, radius = config.vetting.neighbour_fibres, config.vetting.repeat_radius
@@ -72,8 +73,7 @@ def targets(rows: Rows, hits: pd.DataFrame, config: Config) -> pd.DataFrame:
 
     def find(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         its_hits, its_neighbours = shared.value
-        for batch in batches:
-            spectra = batch.to_pandas()
+        for spectra in arrow.at_once(batches):
             i, j, _ = sky.pairs(its_hits, spectra, radius)
             again = pd.concat([its_hits.iloc[i].reset_index(drop=True),
                                spectra[[*KEY, "path"]].iloc[j].reset_index(drop=True)], axis=1).assign(role=REPEAT)
@@ -189,8 +189,9 @@ def gathered(wanted: pd.DataFrame, measured: pd.DataFrame, config: Config) -> pd
     A hit whose own spectrum could not be read again has NaN.
     """
     v = config.vetting
-    every = wanted[[*KEY, *HIT_KEY, "role", "line_flux"]].merge(measured.drop(columns="role"), on=[*KEY, *HIT_KEY],
-                                                               how="left").set_index(HIT_KEY)
+    measured = measured.drop(columns="role").drop_duplicates([*KEY, *HIT_KEY])
+    every = wanted[[*KEY, *HIT_KEY, "role", "line_flux"]].merge(measured, on=[*KEY, *HIT_KEY], how="left")
+    every = every.set_index(HIT_KEY)
     hits, beside, again = (every[every["role"] == role] for role in (HIT, NEIGHBOUR, REPEAT))
     out = hits[list(COLUMNS)].copy()
 
