@@ -52,9 +52,7 @@ def changed(run, out, card=None, quarantine=None, **edits):
         path = part(out, name.removeprefix("plate_"))
         if edit is None:
             shutil.rmtree(path.parent)
-            listed = json.loads((out / "ledger/_files.json").read_text())["files"]
-            kept = [file for file in listed if not file[0].startswith(path.parent.name)]
-            (out / "ledger/_files.json").write_text(json.dumps({"files": kept}))
+            listed(out / "ledger", lambda file, name=path.parent.name: not file.startswith(name))
             continue
         frame = edit(pd.read_parquet(path))
         written = pa.Table.from_pandas(frame, pq.read_schema(path), preserve_index=False)
@@ -62,9 +60,17 @@ def changed(run, out, card=None, quarantine=None, **edits):
     if quarantine:
         more = pa.Table.from_pylist(quarantine, schema_of(schema.QUARANTINE))
         pq.write_table(more, out / "quarantine/part-more.parquet")
+        listed(out / "quarantine", more="part-more.parquet")
     facts = json.loads((out / "run.json").read_text()) | {"run_id": "other"} | (card or {})
     (out / "run.json").write_text(json.dumps(facts))
     return out
+
+
+def listed(table, keep=lambda file: True, more=""):
+    """The list of the files of `table` with those to keep, and one more."""
+    files = [file for file in json.loads((table / "_files.json").read_text())["files"] if keep(file[0])]
+    files += [[more, (table / more).stat().st_size]] if more else []
+    (table / "_files.json").write_text(json.dumps({"files": files}))
 
 
 def compared(a, b, out, *options):
